@@ -104,6 +104,20 @@ impl Blob {
     }
 }
 
+/// A packet inside another value (a journal of inputs, say): its body travels as one more blob.
+impl Serialize for Packet {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (Blob(self.body.clone()), &self.blobs).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Packet {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Packet, D::Error> {
+        let (body, blobs) = <(Blob, Vec<Blob>)>::deserialize(deserializer)?;
+        Ok(Packet { body: body.0, blobs })
+    }
+}
+
 impl std::fmt::Debug for Blob {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Blob({} bytes)", self.len())
@@ -223,6 +237,14 @@ mod tests {
         assert_eq!(decode::<Update>(&back).unwrap(), update());
         assert_eq!(update().weights.to_f32(2).unwrap(), [1.0, -2.5]);
         assert!(update().weights.to_f32(3).is_err());
+    }
+
+    #[test]
+    fn a_packet_travels_inside_another() {
+        let inner = encode(&update());
+        let outer = Packet::from_bytes(encode(&(7u8, inner.clone())).to_bytes().into()).unwrap();
+        let (tag, back): (u8, Packet) = decode(&outer).unwrap();
+        assert_eq!((tag, back), (7, inner));
     }
 
     #[test]

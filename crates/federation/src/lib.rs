@@ -1,1 +1,31 @@
+//! The narrow waist: what a node is, and what the author of a method writes.
+//!
+//! # The contract
+//!
+//! A node is a value, a [`Machine`]. It is told what happened ([`Input`]) and answers with what it
+//! wants done ([`Effects`]): sending, waiting and computing are all effects. A *driver* is a loop
+//! around [`Machine::handle`]; it owns the clock, the network and the threads, and there are several:
+//! virtual time, OS threads, a real network. A machine does none of these itself, so every driver ends
+//! in the same weights.
+//!
+//! A driver promises:
+//!
+//! 1. It journals each input before the effects of handling it leave the node. After a kill it
+//!    builds the machine anew, feeds [`Input::Restored`] with the last snapshot and then the inputs
+//!    journalled since, dropping effects except for tasks whose `Done` is not in the journal.
+//! 2. It feeds [`Input::Timer`] at or after each requested time. A spurious timer is always allowed,
+//!    and one is fed after every restore: machines re-arm what they wait for.
+//! 3. It runs a [`Task`] at most once per life of the node and answers with [`Input::Done`], or with
+//!    [`Input::Refused`] when its price does not fit the node's memory.
+//! 4. Messages may be lost, doubled, delayed and reordered. Machines number and repeat them.
+//!
+//! A method's author writes none of this: [`Worker`] and [`Coordinator`] turn a [`Side`] into a
+//! [`Machine`].
 
+mod machine;
+mod side;
+pub mod trace;
+
+pub use machine::{Effects, Federation, Input, JobId, Machine, Outcome, Status, Task};
+pub use side::{Cx, Event, Fault, Member, Side, Summary};
+pub use trace::{Eval, Fact, Record};
