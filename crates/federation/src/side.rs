@@ -87,12 +87,13 @@ pub struct Cx<S: Side> {
     pub(crate) sends: Vec<(Node, S::Out)>,
     pub(crate) jobs: Vec<S::Job>,
     pub(crate) finished: Vec<Node>,
+    pub(crate) refused: Vec<(Node, String)>,
     pub(crate) closed: Option<Summary>,
 }
 
 impl<S: Side> Cx<S> {
     pub(crate) fn new() -> Self {
-        Cx { sends: Vec::new(), jobs: Vec::new(), finished: Vec::new(), closed: None }
+        Cx { sends: Vec::new(), jobs: Vec::new(), finished: Vec::new(), refused: Vec::new(), closed: None }
     }
 
     /// Say something to the other half on `to`. It arrives once and in order, or `to` is lost.
@@ -109,6 +110,12 @@ impl<S: Side> Cx<S> {
     /// longer matters.
     pub fn finished(&mut self, node: Node) {
         self.finished.push(node);
+    }
+
+    /// Server half: what this device gave is not counted, and why (a tensor of the wrong size, a value
+    /// that is not finite). It is recorded as lost by that name; no [`Event::Lost`] follows.
+    pub fn refuse(&mut self, node: Node, reason: impl Into<String>) {
+        self.refused.push((node, reason.into()));
     }
 
     /// Server half: the round is over.
