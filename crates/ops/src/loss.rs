@@ -1,0 +1,150 @@
+//! Cross-entropy, over classes and over a vocabulary.
+
+use crate::error::{inside, same};
+use crate::{Error, Mat, Result, Workspace};
+
+/// The target of a row that does not count (-100 in Hugging Face).
+pub const IGNORE: u32 = u32::MAX;
+
+/// The loss of some rows. Add up [`Loss::sum`] and [`Loss::count`] over batches, then divide.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Loss {
+    /// The sum of the negative log-likelihoods, in nats.
+    pub sum: f64,
+    /// Rows that count.
+    pub count: usize,
+    /// Of these, rows whose largest logit is the target's.
+    pub correct: usize,
+}
+
+impl Loss {
+    pub fn mean(&self) -> f64 {
+        self.sum / self.count.max(1) as f64
+    }
+}
+
+impl std::ops::AddAssign for Loss {
+    fn add_assign(&mut self, other: Loss) {
+        self.sum += other.sum;
+        self.count += other.count;
+        self.correct += other.correct;
+    }
+}
+
+/// Softmax cross-entropy. `logits` is rows x classes, `targets` has a class a row, or [`IGNORE`].
+///
+/// # Errors
+/// [`Error::NonFinite`] where a logit is NaN or infinite.
+pub fn cross_entropy(_ws: &Workspace, logits: &Mat, targets: &[u32]) -> Result<Loss> {
+    same("the number of targets", logits.rows(), targets.len())?;
+    let mut loss = Loss::default();
+    for (r, &target) in targets.iter().enumerate().filter(|(_, target)| **target != IGNORE) {
+        let row = logits.row(r);
+        inside("target", target as usize, row.len())?;
+        let (largest, total) = normaliser(row);
+        loss += row_loss(row, target as usize, largest, total);
+    }
+    finite(loss)
+}
+
+/// [`cross_entropy`], and `logits` become the gradient of `scale` times the sum of the losses: give
+/// `1 / count` for the gradient of the mean. Rows that do not count get zeros.
+pub fn cross_entropy_backward(
+    ws: &Workspace,
+    logits: &mut Mat,
+    targets: &[u32],
+    scale: f32,
+) -> Result<Loss> {
+    let loss = cross_entropy(ws, logits, targets)?;
+    for (r, &target) in targets.iter().enumerate() {
+        let row = logits.row_mut(r);
+        if target == IGNORE {
+            row.fill(0.0);
+            continue;
+        }
+        let (largest, total) = normaliser(row);
+        row.iter_mut().for_each(|x| *x = scale * (*x - largest).exp() / total);
+        row[target as usize] -= scale;
+    }
+    Ok(loss)
+}
+
+fn normaliser(row: &[f32]) -> (f32, f32) {
+    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    (largest, row.iter().map(|x| (x - largest).exp()).sum())
+}
+
+fn row_loss(row: &[f32], target: usize, largest: f32, total: f32) -> Loss {
+    let sum = f64::from(total).ln() - f64::from(row[target] - largest);
+    Loss { sum, count: 1, correct: usize::from(row[target] == largest) }
+}
+
+fn finite(loss: Loss) -> Result<Loss> {
+    if loss.sum.is_finite() { Ok(loss) } else { Err(Error::NonFinite { what: "the loss" }) }
+}
+
+/// Rows of one chunk of a vocabulary loss: rows x vocabulary stays near 4 MiB.
+pub fn chunk_rows(vocabulary: usize) -> usize {
+    ((1 << 20) / vocabulary.max(1)).clamp(16, 1024)
+}
+
+/// Cross-entropy over a vocabulary, chunk by chunk, so that rows x vocabulary never exists whole.
+///
+/// `hidden` is rows x width and `targets` a token a row, or [`IGNORE`]; rows that do not count are
+/// not computed. `head` turns a chunk x width into a chunk x vocabulary.
+pub fn causal_lm<E: From<Error>>(
+    ws: &Workspace,
+    hidden: &Mat,
+    targets: &[u32],
+    vocabulary: usize,
+    mut head: impl FnMut(&Mat) -> Result<Mat, E>,
+) -> Result<Loss, E> {
+    same("the number of targets", hidden.rows(), targets.len())?;
+    let mut loss = Loss::default();
+    for rows in counted(targets).chunks(chunk_rows(vocabulary)) {
+        let (chunk, chunk_targets) = select(ws, hidden, targets, rows)?;
+        loss += cross_entropy(ws, &head(&chunk)?, &chunk_targets)?;
+    }
+    Ok(loss)
+}
+
+/// [`causal_lm`] with the gradient of `scale` times the sum of the losses: returns it for `hidden`.
+///
+/// `head` also returns what its own backward reads; `head_backward` gets the chunk, that, and the
+/// gradient of the chunk's logits, accumulates the gradients of the head's parameters if it has
+/// any, and returns the gradient of the chunk.
+pub fn causal_lm_backward<S, E: From<Error>>(
+    ws: &Workspace,
+    hidden: &Mat,
+    targets: &[u32],
+    (vocabulary, scale): (usize, f32),
+    mut head: impl FnMut(&Mat) -> Result<(Mat, S), E>,
+    mut head_backward: impl FnMut(&Mat, S, &Mat) -> Result<Mat, E>,
+) -> Result<(Loss, Mat), E> {
+    same("the number of targets", hidden.rows(), targets.len())?;
+    let mut loss = Loss::default();
+    let mut dhidden = ws.zeros(hidden.rows(), hidden.width())?;
+    for rows in counted(targets).chunks(chunk_rows(vocabulary)) {
+        let (chunk, chunk_targets) = select(ws, hidden, targets, rows)?;
+        let (mut logits, saved) = head(&chunk)?;
+        loss += cross_entropy_backward(ws, &mut logits, &chunk_targets, scale)?;
+        let dchunk = head_backward(&chunk, saved, &logits)?;
+        for (i, &r) in rows.iter().enumerate() {
+            dhidden.row_mut(r).copy_from_slice(dchunk.row(i));
+        }
+    }
+    Ok((loss, dhidden))
+}
+
+/// The rows that count.
+fn counted(targets: &[u32]) -> Vec<usize> {
+    (0..targets.len()).filter(|&r| targets[r] != IGNORE).collect()
+}
+
+fn select(ws: &Workspace, hidden: &Mat, targets: &[u32], rows: &[usize]) -> Result<(Mat, Vec<u32>)> {
+    let mut chunk = ws.scratch(rows.len(), hidden.width())?;
+    for (i, &r) in rows.iter().enumerate() {
+        chunk.row_mut(i).copy_from_slice(hidden.row(r));
+    }
+    Ok((chunk, rows.iter().map(|&r| targets[r]).collect()))
+}

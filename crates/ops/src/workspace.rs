@@ -1,0 +1,202 @@
+//! The memory and threads of one job.
+
+use crate::error::same;
+use crate::mat::Mat;
+use crate::{Error, Result};
+use base::{Charge, Meter};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// Where the kernels of one job take memory and threads from.
+///
+/// Every [`Mat`] is charged to the job's meter while it lives; the meter refuses what the job did
+/// not declare. Freed buffers are kept and handed out again, so that a training loop touches no
+/// fresh pages after its first step. Kept buffers are not charged, yet they cannot inflate the
+/// process: live and kept together never exceed the most that was ever live at once.
+#[derive(Debug)]
+pub struct Workspace {
+    meter: Meter,
+    threads: usize,
+    pool: Arc<Pool>,
+}
+
+impl Workspace {
+    /// `threads` is how many pool threads one operation may use; at 1 everything runs inline.
+    pub fn new(meter: &Meter, threads: usize) -> Workspace {
+        Workspace { meter: meter.clone(), threads: threads.max(1), pool: Arc::default() }
+    }
+
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    pub fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    /// `rows x width` of unspecified numbers (what a recycled buffer last held), for a caller that
+    /// writes them all.
+    pub fn scratch(&self, rows: usize, width: usize) -> Result<Mat> {
+        Ok(Mat::new(rows, width, self.buffer(rows * width)?))
+    }
+
+    /// `rows x width` of zeros.
+    pub fn zeros(&self, rows: usize, width: usize) -> Result<Mat> {
+        let mut mat = self.scratch(rows, width)?;
+        mat.fill(0.0);
+        Ok(mat)
+    }
+
+    /// A copy of `values`, row-major.
+    pub fn from_slice(&self, rows: usize, width: usize, values: &[f32]) -> Result<Mat> {
+        same("the number of values", rows * width, values.len())?;
+        let mut mat = self.scratch(rows, width)?;
+        mat.copy_from_slice(values);
+        Ok(mat)
+    }
+
+    pub fn copy(&self, mat: &Mat) -> Result<Mat> {
+        self.from_slice(mat.rows(), mat.width(), mat)
+    }
+
+    /// A copy of some rows.
+    pub fn copy_rows(&self, mat: &Mat, rows: Range<usize>) -> Result<Mat> {
+        if rows.start > rows.end || rows.end > mat.rows() {
+            return Err(Error::Index { what: "row", index: rows.end, len: mat.rows() + 1 });
+        }
+        let width = mat.width();
+        self.from_slice(rows.len(), width, &mat[rows.start * width..rows.end * width])
+    }
+
+    pub(crate) fn buffer(&self, len: usize) -> Result<Buffer> {
+        let charge = self.meter.charge(4 * len as u64)?;
+        let data = self.pool.lock().take(len);
+        let offset = data.as_ptr().align_offset(ALIGN).min(PAD);
+        Ok(Buffer { data, offset, len, pool: self.pool.clone(), _charge: charge })
+    }
+}
+
+/// Bytes of a cache line, and of the widest vector register.
+const ALIGN: usize = 64;
+/// Floats by which a buffer is longer than asked, so that an aligned start exists in it.
+const PAD: usize = ALIGN / 4 - 1;
+
+/// Memory of a workspace: aligned, always initialised, handed back on drop.
+#[derive(Debug)]
+pub(crate) struct Buffer {
+    data: Vec<f32>,
+    offset: usize,
+    len: usize,
+    pool: Arc<Pool>,
+    _charge: Charge,
+}
+
+impl std::ops::Deref for Buffer {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        &self.data[self.offset..self.offset + self.len]
+    }
+}
+
+impl std::ops::DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.data[self.offset..self.offset + self.len]
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.pool.lock().give(std::mem::take(&mut self.data));
+    }
+}
+
+#[derive(Debug, Default)]
+struct Pool(Mutex<Kept>);
+
+impl Pool {
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// Freed buffers, oldest first, and the counts (in floats) that bound them.
+#[derive(Debug, Default)]
+struct Kept {
+    free: Vec<Vec<f32>>,
+    free_len: usize,
+    live: usize,
+    peak: usize,
+}
+
+impl Kept {
+    /// A buffer of at least `len` aligned floats: the smallest kept one that wastes at most an
+    /// eighth, else a fresh one.
+    fn take(&mut self, len: usize) -> Vec<f32> {
+        let need = len + PAD;
+        let fits = |data: &&Vec<f32>| (need..=need + need / 8).contains(&data.len());
+        let best = self.free.iter().filter(fits).map(Vec::len).min();
+        let data = match best.and_then(|size| self.free.iter().rposition(|data| data.len() == size)) {
+            Some(index) => {
+                let data = self.free.remove(index);
+                self.free_len -= data.len();
+                data
+            }
+            None => {
+                self.make_room(need);
+                vec![0.0; need]
+            }
+        };
+        self.live += data.len();
+        self.peak = self.peak.max(self.live);
+        data
+    }
+
+    /// Free old buffers before a fresh one is made, so that what is held stays within the peak.
+    fn make_room(&mut self, need: usize) {
+        let held = self.peak.max(self.live + need);
+        while self.live + need + self.free_len > held {
+            let oldest = self.free.remove(0);
+            self.free_len -= oldest.len();
+        }
+    }
+
+    fn give(&mut self, data: Vec<f32>) {
+        self.live -= data.len();
+        self.free_len += data.len();
+        self.free.push(data);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn freed_buffers_are_recycled_and_never_held_beyond_the_peak() {
+        let meter = Meter::unlimited();
+        let ws = Workspace::new(&meter, 1);
+        let first = ws.scratch(10, 100).unwrap();
+        let address = first.as_ptr();
+        assert_eq!(address as usize % ALIGN, 0);
+        drop(first);
+        let again = ws.zeros(10, 99).unwrap();
+        assert_eq!(again.as_ptr(), address);
+        let second = ws.scratch(5, 100).unwrap();
+        drop((again, second));
+        let large = ws.scratch(15, 100).unwrap();
+        let kept = ws.pool.lock();
+        assert!(kept.live + kept.free_len <= kept.peak);
+        drop(kept);
+        assert_eq!((meter.used(), meter.peak()), (6000, 6000));
+        drop(large);
+        assert_eq!(meter.used(), 0);
+    }
+
+    #[test]
+    fn a_job_cannot_hold_more_than_it_declared() {
+        let ws = Workspace::new(&Meter::new(1000), 1);
+        let _held = ws.scratch(5, 40).unwrap();
+        assert!(matches!(ws.scratch(5, 11), Err(Error::OverBudget(_))));
+        assert!(ws.scratch(5, 10).is_ok());
+    }
+}
