@@ -22,10 +22,25 @@
 //! A method's author writes none of this: [`Worker`] and [`Coordinator`] turn a [`Side`] into a
 //! [`Machine`].
 
+mod acceptance;
+mod alarm;
+mod cohort;
+pub mod coordinator;
+mod frame;
+mod jobs;
+mod link;
 mod machine;
+mod pace;
+mod roster;
 mod side;
 pub mod trace;
+mod worker;
 
+pub use acceptance::{Acceptance, Accepted};
+pub use coordinator::{Coordinator, Plan};
+pub use frame::PROTOCOL;
 pub use machine::{Effects, Federation, Input, JobId, Machine, Outcome, Status, Task};
+pub use pace::{CohortConfig, CohortError, Pace};
 pub use side::{Cx, Event, Fault, Member, Side, Summary};
 pub use trace::{Eval, Fact, Record};
+pub use worker::Worker;

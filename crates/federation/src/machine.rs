@@ -45,12 +45,14 @@ pub struct Effects {
     pub records: Vec<Record>,
     /// A round has ended here: a good moment for a snapshot.
     pub checkpoint: bool,
+    /// This node's part is over, and nothing but the question of a late peer will move it again. The run
+    /// is over when the server's part is.
     pub stop: Option<Status>,
 }
 
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "status", content = "reason", rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case")]
 pub enum Status {
     Completed,
     Failed(String),

@@ -49,17 +49,18 @@ pub enum Fact {
     Offline { until: Option<Time> },
 }
 
-/// A measurement of the global model on held-out data.
+/// A measurement of the global model on held-out data. (No field is ever skipped: this also travels in
+/// jobs' results, in a format that does not name its fields.)
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Eval {
     /// Mean loss: per example for classification, per token for language models.
     pub loss: f64,
     pub examples: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub accuracy: Option<f64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub macro_f1: Option<f64>,
     /// `exp(loss)`, for causal language models.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub perplexity: Option<f64>,
 }

@@ -1,0 +1,23 @@
+//! The one timer a host has outstanding.
+
+use crate::Effects;
+use base::Time;
+
+/// Asks the driver for the earliest time something is due, and for no second one before it rings.
+#[derive(Debug, Default)]
+pub(crate) struct Alarm(Option<Time>);
+
+impl Alarm {
+    /// A timer came. It may be spurious (one is, after every restore): what is due is asked for again.
+    pub fn ring(&mut self) {
+        self.0 = None;
+    }
+
+    /// Something is due at `at`.
+    pub fn set(&mut self, at: Option<Time>, fx: &mut Effects) {
+        if let Some(at) = at.filter(|at| self.0.is_none_or(|armed| *at < armed)) {
+            self.0 = Some(at);
+            fx.timers.push(at);
+        }
+    }
+}
