@@ -12,12 +12,15 @@
 //!
 //! 1. It journals each input before the effects of handling it leave the node. After a kill it
 //!    builds the machine anew, feeds [`Input::Restored`] with the last snapshot and then the inputs
-//!    journalled since, dropping effects except for tasks whose `Done` is not in the journal.
+//!    journalled since, dropping effects except for the tasks that are still outstanding.
+//!    [`Durable`] does this.
 //! 2. It feeds [`Input::Timer`] at or after each requested time. A spurious timer is always allowed,
 //!    and one is fed after every restore: machines re-arm what they wait for.
-//! 3. It runs a [`Task`] at most once per life of the node and answers with [`Input::Done`], or with
+//! 3. It runs a [`Task`] at most once per life of the process and answers with [`Input::Done`], or with
 //!    [`Input::Refused`] when its price does not fit the node's memory.
-//! 4. Messages may be lost, doubled, delayed and reordered. Machines number and repeat them.
+//! 4. Messages may be lost, doubled, delayed and reordered, and their bodies damaged. Machines number,
+//!    check and repeat them. Two things only the driver's channel can prove: who a message is from, and
+//!    that a blob's content is whole (TLS, content addresses).
 //!
 //! A method's author writes none of this: [`Worker`] and [`Coordinator`] turn a [`Side`] into a
 //! [`Machine`].
@@ -28,6 +31,7 @@ mod cohort;
 pub mod coordinator;
 mod frame;
 mod jobs;
+pub mod journal;
 mod link;
 mod machine;
 mod pace;
@@ -39,6 +43,7 @@ mod worker;
 pub use acceptance::{Acceptance, Accepted};
 pub use coordinator::{Coordinator, Plan};
 pub use frame::PROTOCOL;
+pub use journal::{Durable, Journal, Revived};
 pub use machine::{Effects, Federation, Input, JobId, Machine, Outcome, Status, Task};
 pub use pace::{CohortConfig, CohortError, Pace};
 pub use side::{Cx, Event, Fault, Member, Side, Summary};
