@@ -66,6 +66,7 @@ def main():
     options = arguments()
     print(f"{'allocator':<11}{'shape':<11}{'threads':>7}  {'A : B':<24}{'A ms':>9}{'B ms':>9}{'B/A':>7}"
           f"{'A MB':>9}{'B MB':>9}{'B/A':>7}{'B/lean':>8}")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     with options.out.open("x") as raw:
         print(json.dumps({"machine": machine.describe()}), file=raw)
         cases = itertools.product(options.allocators, options.shapes, options.threads, options.pairs)
