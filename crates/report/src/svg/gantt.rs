@@ -1,0 +1,112 @@
+//! Who trained when: one row per node, rounds as bands.
+
+use super::axis::{Axis, Quantity};
+use super::{Anchor, Svg};
+use crate::fold::{Fold, Point};
+use crate::timeline::{Activity, Row, Span};
+use base::{Time, units};
+
+const WIDTH: f64 = 1040.0;
+const LEFT: f64 = 132.0;
+const RIGHT: f64 = 1034.0;
+const TOP: f64 = 20.0;
+
+/// The chart of a fold over `0..end`.
+pub(crate) fn chart(fold: &Fold, end: Time, clock: &str) -> String {
+    let devices = fold.timeline.devices();
+    let pitch = if devices.len() > 32 { 11.0 } else { 15.0 };
+    let bottom = TOP + pitch * (devices.len() + 1) as f64 + 10.0;
+    let axis = Axis::over(Quantity::Seconds, [0.0, end.seconds()].into_iter(), 8);
+    let mut plot = Plot { svg: Svg::new(WIDTH, bottom + 34.0, "who trained when"), axis, end, pitch };
+    plot.rounds(&fold.curve, bottom);
+    plot.row(TOP + 2.0, "server", "", &fold.timeline.server);
+    plot.svg.line("grid", 0.0, TOP + pitch + 4.0, RIGHT, TOP + pitch + 4.0);
+    for (index, (node, row)) in devices.iter().enumerate() {
+        let y = TOP + 6.0 + pitch * (index + 1) as f64;
+        plot.row(y, &format!("{}", node.0), fold.class(*node), row);
+    }
+    plot.time_axis(bottom, clock);
+    plot.svg.finish()
+}
+
+struct Plot {
+    svg: Svg,
+    axis: Axis,
+    end: Time,
+    pitch: f64,
+}
+
+impl Plot {
+    fn at(&self, time: Time) -> f64 {
+        LEFT + (RIGHT - LEFT) * self.axis.place(time.min(self.end).seconds())
+    }
+
+    /// Every second round is shaded; numbers stand where they do not touch.
+    fn rounds(&mut self, curve: &[Point], bottom: f64) {
+        let mut free = LEFT;
+        for (index, point) in curve.iter().enumerate() {
+            let from = self.at(Time::ZERO.after(point.opened_s));
+            let to = self.at(Time::ZERO.after(point.time_s));
+            let tip = format!("round {}: {}/{} counted", point.round, point.counted, point.cohort);
+            let shade = if index % 2 == 0 { "band" } else { "hit" };
+            self.svg.rect(shade, from, TOP - 2.0, (to - from).max(0.5), bottom - TOP, &tip);
+            let text = point.round.to_string();
+            let half = 3.5 * text.len() as f64 + 2.0;
+            let middle = (from + to) / 2.0;
+            if middle - half >= free {
+                self.svg.words("tick", middle, TOP - 7.0, Anchor::Middle, &text);
+                free = middle + half + 4.0;
+            }
+        }
+        self.svg.words("label", 0.0, TOP - 7.0, Anchor::Start, "round");
+    }
+
+    fn row(&mut self, y: f64, name: &str, class: &str, row: &Row) {
+        let middle = y + self.pitch / 2.0;
+        self.svg.words("tick strong", 30.0, middle + 1.5, Anchor::End, name);
+        let class: String = class.chars().take(16).collect();
+        self.svg.words("tick", 36.0, middle + 1.5, Anchor::Start, &class);
+        let tall = self.pitch - 5.0;
+        let lanes = [
+            (Activity::Away, "away", 0.0, tall, "away"),
+            (Activity::Receive, "bar receive", 0.0, tall * 0.3, "receiving"),
+            (Activity::Send, "bar send", tall * 0.7, tall * 0.3, "sending"),
+            (Activity::Compute, "bar compute", tall * 0.2, tall * 0.6, "computing"),
+        ];
+        for (activity, class, down, height, verb) in lanes {
+            let Some(lane) = row.lanes.get(&activity) else { continue };
+            // Gaps under half a pixel cannot be seen.
+            for span in lane.joined((self.end.0 as f64 * 0.5 / (RIGHT - LEFT)) as u64) {
+                let (from, to) = (self.at(span.begin), self.at(span.end));
+                self.svg.rect(class, from, y + down, (to - from).max(0.6), height, &tip(name, verb, span));
+            }
+        }
+        for lost in &row.lost {
+            let (x, half) = (self.at(*lost), tall / 2.0 - 1.0);
+            let centre = y + tall / 2.0;
+            self.svg.line("lost", x - half, centre - half, x + half, centre + half);
+            self.svg.line("lost", x - half, centre + half, x + half, centre - half);
+        }
+    }
+
+    fn time_axis(&mut self, bottom: f64, clock: &str) {
+        self.svg.line("axis", LEFT, bottom, RIGHT, bottom);
+        for tick in self.axis.ticks.clone() {
+            let x = LEFT + (RIGHT - LEFT) * self.axis.place(tick);
+            self.svg.line("axis", x, bottom, x, bottom + 4.0);
+            self.svg.words("tick", x, bottom + 15.0, Anchor::Middle, &self.axis.label(tick));
+        }
+        let label = format!("{clock} time, {}", self.axis.unit_name);
+        self.svg.words("label", RIGHT, bottom + 30.0, Anchor::End, &label);
+    }
+}
+
+fn tip(name: &str, verb: &str, span: Span) -> String {
+    let (begin, end) = (span.begin.seconds(), span.end.seconds());
+    let times = if span.joined > 1 { format!(", {} times", span.joined) } else { String::new() };
+    if span.end == Time(u64::MAX) {
+        return format!("{name} {verb} from {} on", units::seconds(begin));
+    }
+    let (from, to, took) = (units::seconds(begin), units::seconds(end), units::seconds(end - begin));
+    format!("{name} {verb} {from} to {to} ({took}{times})")
+}
