@@ -3,7 +3,7 @@
 use crate::fold::{Fold, Point};
 use crate::progress;
 use crate::run_info::RunInfo;
-use crate::summary::{Bytes, Peaks, Summary};
+use crate::summary::{Bytes, Peaks, StatusFields, Summary, without_nulls};
 use federation::{Eval, Fact, Record, Status};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
@@ -58,9 +58,10 @@ enum Line<'a> {
 
 #[derive(Serialize)]
 struct End<'a> {
-    #[serde(flatten)]
-    status: &'a Status,
-    eval: &'a Option<Eval>,
+    #[serde(flatten, with = "StatusFields")]
+    status: Status,
+    #[serde(serialize_with = "without_nulls")]
+    eval: Option<Eval>,
     time_s: f64,
     wall_s: f64,
     bytes: Bytes,
@@ -121,8 +122,8 @@ impl Live {
         match self.style {
             Style::Bars | Style::Plain => self.text(&progress::end(summary)),
             Style::Json => self.json(&Line::End(End {
-                status: &summary.status,
-                eval: &summary.eval,
+                status: summary.status.clone(),
+                eval: summary.eval.clone(),
                 time_s: summary.time_s,
                 wall_s: summary.wall_s,
                 bytes: summary.bytes,

@@ -6,7 +6,8 @@ use crate::run_info::RunInfo;
 use crate::trouble::Trouble;
 use base::Time;
 use federation::{Eval, Status};
-use serde::{Deserialize, Serialize};
+use serde::ser::Error as _;
+use serde::{Deserialize, Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -27,7 +28,7 @@ pub struct Summary {
     #[serde(flatten)]
     pub info: RunInfo,
     /// The latest measurement of the global model on held-out data.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "without_nulls")]
     pub eval: Option<Eval>,
     pub curve: Vec<Point>,
     /// Virtual seconds, or real ones when served.
@@ -50,8 +51,26 @@ pub struct Summary {
     pub weights_hash: Option<String>,
     pub trace_hash: String,
     /// `"status"`, and `"reason"` where the run failed.
-    #[serde(flatten)]
+    #[serde(flatten, with = "StatusFields")]
     pub status: Status,
+}
+
+/// [`Status`] as two fields of the file.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Status", tag = "status", content = "reason", rename_all = "kebab-case")]
+pub(crate) enum StatusFields {
+    Completed,
+    Failed(String),
+    Interrupted,
+}
+
+/// Measures that a task does not have are left out.
+pub(crate) fn without_nulls<S: Serializer>(eval: &Option<Eval>, serializer: S) -> Result<S::Ok, S::Error> {
+    let mut value = serde_json::to_value(eval).map_err(S::Error::custom)?;
+    if let Some(fields) = value.as_object_mut() {
+        fields.retain(|_, measure| !measure.is_null());
+    }
+    value.serialize(serializer)
 }
 
 /// Bytes on the devices' links.
