@@ -6,9 +6,9 @@ Each program is called as `PROGRAM --shape S --threads N --what W --runs R` and 
 
     {"peer", "shape", "threads", "what", "ms_median", "ms_min", "runs", "peak_bytes", "allocator"}
 
-and may add "lean_peak_bytes", its peak without libraries that the work does not need; the last column is B's peak as a
-share of that. Times are compared within one turn, as what disturbs a machine changes slowly: the ratio printed is the median over turns.
-Every line, and a first line on the machine, is kept in `--out`.
+and may add "lean_peak_bytes", its peak without libraries that the work does not need; the last column is B's peak
+as a share of that. Times are compared within one turn, as what disturbs a machine changes slowly: the ratio printed
+is the median over turns. Every line, and a first line on the machine, is kept in `--out`.
 """
 
 import argparse
@@ -66,7 +66,6 @@ def main():
     options = arguments()
     print(f"{'allocator':<11}{'shape':<11}{'threads':>7}  {'A : B':<24}{'A ms':>9}{'B ms':>9}{'B/A':>7}"
           f"{'A MB':>9}{'B MB':>9}{'B/A':>7}{'B/lean':>8}")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     with options.out.open("x") as raw:
         print(json.dumps({"machine": machine.describe()}), file=raw)
         cases = itertools.product(options.allocators, options.shapes, options.threads, options.pairs)

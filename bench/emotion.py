@@ -1,4 +1,5 @@
-"""The job of the federated baseline in plain PyTorch and PEFT: who holds which rows, the model, one local epoch, evaluation.
+"""The job of the federated baseline in plain PyTorch and PEFT: who holds which rows, the model, one local epoch,
+evaluation.
 
 Knows nothing of Flower. Its functions cache what a client actor needs again (rows, tokens, model), per process.
 """
@@ -62,7 +63,7 @@ def rows(job, split):
 
 @lru_cache
 def shards(job):
-    """Row indices of every device: each label's rows are spread in Dirichlet shares; drawn again until all have min_rows."""
+    """Row indices of every device: each label's rows in Dirichlet shares, drawn again until all have min_rows."""
     _, labels = rows(job, "train")
     random = np.random.default_rng(job.seed)
     while True:

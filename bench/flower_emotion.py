@@ -3,10 +3,10 @@
     python bench/tree.py --out bench/results/flower_emotion-0.tree.json -- \\
         python bench/flower_emotion.py --seed 0 --out bench/results/flower_emotion-0.jsonl
 
-16 devices, Dirichlet 0.5, half of them a round, one local epoch, batch 16, AdamW at 1e-3 (PyTorch's other defaults; fresh
-in every round), 48 tokens, no dropout, 10 rounds, weighted by examples, evaluated by the server after every round. One line
-a round and a summary at the end, all JSON. Flower draws node ids, and so cohorts, without a seed: two runs of one seed
-share the shards and the start but not the cohorts.
+16 devices, Dirichlet 0.5, half of them a round, one local epoch, batch 16, AdamW at 1e-3 (PyTorch's other defaults;
+fresh in every round), 48 tokens, no dropout, 10 rounds, weighted by examples, evaluated by the server after every
+round. One line a round and a summary at the end, all JSON. Flower draws node ids, and so cohorts, without a seed:
+two runs of one seed share the shards and the start but not the cohorts.
 """
 
 import argparse

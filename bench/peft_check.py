@@ -3,12 +3,14 @@
     python bench/peft_check.py --base MODEL_DIR --adapter ADAPTER_DIR --expected expected.json
 
 Loads the base model with transformers, the adapter with peft and the head kept beside it (`head.safetensors`,
-`head_config.json`), runs the sequences of `expected.json` one by one and compares. `expected.json`, as our side writes it:
+`head_config.json`), runs the sequences of `expected.json` one by one and compares. `expected.json`, as our side
+writes it:
 
     {"sequences": [{"input_ids": [..], "hidden": [..], "logits": [..]}, ...]}
 
-`hidden` is the last hidden state, tokens x width, flat and row-major; `logits` those of the classes, or, when there is no
-head, those of the vocabulary at the last token. Exits with 1 when any number is further off than `--tolerance`.
+`hidden` is the last hidden state, tokens x width, flat and row-major; `logits` those of the classes, or, when there
+is no head, those of the vocabulary at the last token. Exits with 1 when any number is further off than
+`--tolerance`.
 """
 
 import argparse
@@ -81,7 +83,8 @@ def main():
             errors[name].append((theirs - ours.flatten()).abs().max())
     worst = {name: torch.stack(values).max().item() for name, values in errors.items()}  # max keeps a NaN
     good = all(error <= options.tolerance for error in worst.values())
-    print(json.dumps({"sequences": len(sequences), "max_abs_error": worst, "tolerance": options.tolerance, "same": good}))
+    result = {"sequences": len(sequences), "max_abs_error": worst, "tolerance": options.tolerance, "same": good}
+    print(json.dumps(result))
     return 0 if good else 1
 
 

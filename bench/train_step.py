@@ -5,12 +5,12 @@ One process takes one measurement and prints it as one JSON line, so that its pe
     python bench/train_step.py --shape minilm --threads 2 --what train
 
 Float32, batch 8, sequences of 128 tokens without padding, random weights. `forward` is the frozen model with mean
-pooling and a linear head of 6 classes, without gradient; `train` adds LoRA (r 8, alpha 16, on query and value) and takes
-the gradient of the mean cross entropy for A, B and the head; `train-recompute` is `train` with gradient checkpointing of
-every block. No optimiser step, no dropout.
+pooling and a linear head of 6 classes, without gradient; `train` adds LoRA (r 8, alpha 16, on query and value) and
+takes the gradient of the mean cross entropy for A, B and the head; `train-recompute` is `train` with gradient
+checkpointing of every block. No optimiser step, no dropout.
 
-`peak_bytes` is the peak of the whole process; `lean_peak_bytes` what it would be had the process imported torch alone,
-without transformers, peft and what these import.
+`peak_bytes` is the peak of the whole process; `lean_peak_bytes` what it would be had the process imported torch
+alone, without transformers, peft and what these import.
 """
 
 import argparse

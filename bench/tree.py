@@ -2,9 +2,9 @@
 
     python bench/tree.py --out FILE.json -- COMMAND ...
 
-Twice a second it adds up, over the tree, the proportional set size (PSS: a page shared by n processes counts 1/n for
-each), the resident set size, and the CPU time. A process that lives for less than that may be missed; one that outlives
-its parent is not, as orphans are handed to this process.
+Twice a second it adds up, over the tree, the proportional set size (PSS: a page shared by n processes counts 1/n
+for each), the resident set size, and the CPU time. A process that lives for less than that may be missed; one that
+outlives its parent is not, as orphans are handed to this process.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def arguments():
 
 
 def sample(cpu):
-    """PSS, RSS and number of all processes below this one; `cpu` keeps the last known CPU seconds of each that ever was."""
+    """PSS, RSS and number of the processes below this one; `cpu` keeps the last known CPU seconds of each."""
     pss = rss = count = 0
     for process in psutil.Process().children(recursive=True):
         try:
