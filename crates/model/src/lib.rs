@@ -1,1 +1,47 @@
+//! Backbones cut at block boundaries, weights and adapters.
+//!
+//! A [`Model`] holds frozen weights. Whatever is trained lives outside of it, in one flat vector
+//! `theta` with a [`Layout`] of sites, so that a model is shared by any number of devices, and
+//! averaging, stepping, clipping and sending are slice operations.
+//!
+//! ```text
+//! Source --Model::load--> (Model, theta) --loss_and_gradient--> gradient --Optimizer::step--> theta
+//! ```
+//!
+//! The parts, from the inside out: an [adapted linear](adapted) is a frozen linear with whatever is
+//! trained at it; [attention], [mlp] and [norm] are made of those, a [block] of these; [backbone]
+//! runs ranges of blocks forward and backward; [train] adds embeddings, head and loss. A family
+//! ([families]) is a row of names.
 
+mod adapted;
+mod attention;
+pub mod backbone;
+mod block;
+mod bottleneck;
+mod embedding;
+mod error;
+mod families;
+mod head;
+mod layout;
+mod load;
+mod mlp;
+mod model;
+mod norm;
+mod pass;
+mod peft_config;
+mod source;
+mod spec;
+mod tokens;
+mod train;
+
+pub use backbone::forward;
+pub use error::{Error, LoadError};
+pub use families::Family;
+pub use layout::{Layout, Site, SiteKind};
+pub use model::Model;
+pub use pass::Below;
+pub use peft_config::{PeftConfig, PeftKind, Shorthand, TargetModules};
+pub use source::{Source, Weights};
+pub use spec::{Activation, Module, Place, Pooling, Role, Shape, Spec, Task};
+pub use tokens::{Activations, Targets, Tokens};
+pub use train::{Loss, argmax, head_loss, head_loss_and_gradient, hidden, logits, loss, loss_and_gradient};

@@ -1,0 +1,98 @@
+//! The attention part of a block: project, rotate, attend, project back.
+
+use crate::adapted::{self, AdaptedLinear};
+use crate::pass::{Pass, Save};
+use ops::attention::{self, Heads, Mask};
+use ops::{Mat, Result, rope};
+use std::sync::Arc;
+
+#[derive(Debug)]
+pub(crate) struct Attention {
+    pub query: AdaptedLinear,
+    pub key: AdaptedLinear,
+    pub value: AdaptedLinear,
+    pub output: AdaptedLinear,
+    pub heads: Heads,
+    pub mask: Mask,
+    /// Rotary positions, shared by all blocks.
+    pub rope: Option<Arc<rope::Table>>,
+}
+
+/// What the backward reads, besides the input. Queries and keys are rotated.
+#[derive(Debug)]
+pub(crate) struct Saved {
+    q: Mat,
+    k: Mat,
+    v: Mat,
+    /// The output of attention before its projection, where that reads its input.
+    context: Option<Mat>,
+    sites: [adapted::Saved; 4],
+}
+
+impl Attention {
+    /// rows x width becomes rows x width.
+    pub fn forward(&self, pass: Pass<'_>, x: &Mat, save: Save) -> Result<(Mat, Option<Saved>)> {
+        let (mut q, query) = self.query.forward(pass, x)?;
+        let (mut k, key) = self.key.forward(pass, x)?;
+        let (v, value) = self.value.forward(pass, x)?;
+        if let Some(table) = &self.rope {
+            table.apply(pass.ws, &mut q, self.heads.heads, pass.starts, 0)?;
+            table.apply(pass.ws, &mut k, self.heads.kv_heads, pass.starts, 0)?;
+        }
+        let context = attention::forward(pass.ws, &q, &k, &v, self.heads, pass.starts, self.mask)?;
+        let (y, output) = self.output.forward(pass, &context)?;
+        let saved = save.keep(|| {
+            let context = self.output.needs_input().then_some(context);
+            Saved { q, k, v, context, sites: [query, key, value, output] }
+        });
+        Ok((y, saved))
+    }
+
+    /// Adds the gradient of the input to `dx`, if one is wanted. `x` is the input where a projection
+    /// needs it.
+    pub fn backward(
+        &self,
+        pass: Pass<'_>,
+        x: Option<&Mat>,
+        saved: Saved,
+        dy: &Mat,
+        mut dx: Option<&mut Mat>,
+        grad: &mut [f32],
+    ) -> Result<()> {
+        let Saved { q, k, v, context, sites: [query, key, value, output] } = saved;
+        if dx.is_none() && !self.projections().iter().any(|linear| linear.is_trained()) {
+            return self.output.backward_add(pass, context.as_ref(), &output, dy, None, grad);
+        }
+        let dcontext = self.output.backward(pass, context.as_ref(), &output, dy, grad)?;
+        drop((context, output));
+        let (mut dq, mut dk, dv) =
+            attention::backward(pass.ws, &q, &k, &v, &dcontext, self.heads, pass.starts, self.mask)?;
+        drop((q, k, v, dcontext));
+        if let Some(table) = &self.rope {
+            table.apply_backward(pass.ws, &mut dq, self.heads.heads, pass.starts)?;
+            table.apply_backward(pass.ws, &mut dk, self.heads.kv_heads, pass.starts)?;
+        }
+        self.query.backward_add(pass, x, &query, &dq, dx.as_deref_mut(), grad)?;
+        drop((dq, query));
+        self.key.backward_add(pass, x, &key, &dk, dx.as_deref_mut(), grad)?;
+        drop((dk, key));
+        self.value.backward_add(pass, x, &value, &dv, dx, grad)
+    }
+
+    fn projections(&self) -> [&AdaptedLinear; 3] {
+        [&self.query, &self.key, &self.value]
+    }
+
+    /// Whether the backward reads the input.
+    pub fn needs_input(&self) -> bool {
+        self.projections().iter().any(|linear| linear.needs_input())
+    }
+
+    pub fn is_trained(&self) -> bool {
+        self.output.is_trained() || self.projections().iter().any(|linear| linear.is_trained())
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.output.bytes() + self.projections().iter().map(|linear| linear.bytes()).sum::<u64>()
+    }
+}

@@ -1,0 +1,93 @@
+//! From token ids to the input of the first block.
+
+use crate::norm::Norm;
+use crate::pass::{Pass, Values};
+use crate::tokens::Tokens;
+use ops::{Linear, Mat, Result, embed};
+use std::sync::Arc;
+
+#[derive(Debug)]
+pub(crate) struct Embedding {
+    pub words: Words,
+    /// Learned positions, and the row of position 0.
+    pub positions: Option<(Values, u32)>,
+    /// Segments. Every token is in segment 0, as in a text of one part.
+    pub types: Option<Values>,
+    pub norm: Option<Norm>,
+    pub width: usize,
+}
+
+/// The word table.
+#[derive(Debug)]
+pub(crate) enum Words {
+    Table(Values),
+    /// Frozen, and the same packed copy as the output head.
+    Tied(Arc<Linear>),
+}
+
+impl Embedding {
+    /// rows x width.
+    pub fn forward(&self, pass: Pass<'_>, tokens: &Tokens) -> Result<Mat> {
+        let sum = self.sum(pass, tokens)?;
+        match &self.norm {
+            Some(norm) => norm.forward(pass, &sum),
+            None => Ok(sum),
+        }
+    }
+
+    /// Accumulates the gradients of what is trained here. The sum before the norm is gathered again
+    /// instead of being kept.
+    pub fn backward(&self, pass: Pass<'_>, tokens: &Tokens, dy: Mat, grad: &mut [f32]) -> Result<()> {
+        let dsum = match &self.norm {
+            Some(norm) => norm.backward(pass, &self.sum(pass, tokens)?, &dy, grad)?,
+            None => dy,
+        };
+        if let Words::Table(table) = &self.words
+            && let Some(grad) = table.gradient(grad)
+        {
+            embed::backward(&dsum, &tokens.ids, grad)?;
+        }
+        if let Some((table, offset)) = &self.positions
+            && let Some(grad) = table.gradient(grad)
+        {
+            embed::backward(&dsum, &positions(tokens, *offset), grad)?;
+        }
+        if let Some(grad) = self.types.as_ref().and_then(|table| table.gradient(grad)) {
+            embed::backward(&dsum, &vec![0; tokens.rows()], grad)?;
+        }
+        Ok(())
+    }
+
+    fn sum(&self, pass: Pass<'_>, tokens: &Tokens) -> Result<Mat> {
+        let ws = pass.ws;
+        let mut sum = match &self.words {
+            Words::Table(table) => embed::gather(ws, &tokens.ids, table.get(pass.theta), self.width)?,
+            Words::Tied(head) => {
+                embed::gather_with(ws, &tokens.ids, self.width, |id, row| head.row(id, row))?
+            }
+        };
+        if let Some((table, offset)) = &self.positions {
+            embed::gather_add(&positions(tokens, *offset), table.get(pass.theta), &mut sum)?;
+        }
+        if let Some(table) = &self.types {
+            embed::gather_add(&vec![0; tokens.rows()], table.get(pass.theta), &mut sum)?;
+        }
+        Ok(sum)
+    }
+
+    /// The memory its frozen part holds, a table shared with the head not counted.
+    pub fn bytes(&self) -> u64 {
+        let words = match &self.words {
+            Words::Table(table) => table.bytes(),
+            Words::Tied(_) => 0,
+        };
+        words
+            + self.positions.as_ref().map_or(0, |(table, _)| table.bytes())
+            + self.types.as_ref().map_or(0, Values::bytes)
+            + self.norm.as_ref().map_or(0, Norm::bytes)
+    }
+}
+
+fn positions(tokens: &Tokens, offset: u32) -> Vec<u32> {
+    tokens.positions().map(|position| position + offset).collect()
+}
