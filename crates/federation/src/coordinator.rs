@@ -498,7 +498,8 @@ impl<S: Side> Machine for Coordinator<S> {
             Phase::Stopped(status) => fx.stop = Some(status.clone()),
             Phase::Gathering => self.alarm.set(self.state.roster.next_due(), fx),
             Phase::Open { deadline } => {
-                let due = [*deadline, self.state.roster.next_due()].into_iter().flatten().min();
+                let deadline = deadline.filter(|_| self.state.cohort.waiting() > 0);
+                let due = [deadline, self.state.roster.next_due()].into_iter().flatten().min();
                 self.alarm.set(due, fx);
             }
         }
