@@ -25,6 +25,8 @@ mod read;
 mod skew;
 mod source;
 mod tokenizer;
+pub mod utterances;
+pub mod vocabulary;
 
 pub use blocks::LongRows;
 pub use columns::Columns;
