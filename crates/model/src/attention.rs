@@ -3,7 +3,7 @@
 use crate::adapted::{self, AdaptedLinear};
 use crate::pass::{Pass, Save};
 use ops::attention::{self, Heads, Mask};
-use ops::{Mat, Result, rope};
+use ops::{Mat, Result, Workspace, rope};
 use std::sync::Arc;
 
 #[derive(Debug)]
@@ -29,16 +29,39 @@ pub(crate) struct Saved {
     sites: [adapted::Saved; 4],
 }
 
+/// Keys and values of the earlier positions of one sequence.
+#[derive(Debug)]
+pub(crate) struct Cache {
+    keys: Mat,
+    values: Mat,
+    /// Rows that are filled.
+    positions: usize,
+}
+
+impl Cache {
+    /// Room for this many positions.
+    pub fn new(ws: &Workspace, positions: usize, width: usize) -> Result<Cache> {
+        Ok(Cache { keys: ws.zeros(positions, width)?, values: ws.zeros(positions, width)?, positions: 0 })
+    }
+
+    fn push(&mut self, k: &Mat, v: &Mat) {
+        for row in 0..k.rows() {
+            self.keys.row_mut(self.positions).copy_from_slice(k.row(row));
+            self.values.row_mut(self.positions).copy_from_slice(v.row(row));
+            self.positions += 1;
+        }
+    }
+
+    fn filled(&self) -> (&[f32], &[f32]) {
+        let len = self.positions * self.keys.width();
+        (&self.keys[..len], &self.values[..len])
+    }
+}
+
 impl Attention {
     /// rows x width becomes rows x width.
     pub fn forward(&self, pass: Pass<'_>, x: &Mat, save: Save) -> Result<(Mat, Option<Saved>)> {
-        let (mut q, query) = self.query.forward(pass, x)?;
-        let (mut k, key) = self.key.forward(pass, x)?;
-        let (v, value) = self.value.forward(pass, x)?;
-        if let Some(table) = &self.rope {
-            table.apply(pass.ws, &mut q, self.heads.heads, pass.starts, 0)?;
-            table.apply(pass.ws, &mut k, self.heads.kv_heads, pass.starts, 0)?;
-        }
+        let ([q, k, v], [query, key, value]) = self.project(pass, x, 0)?;
         let context = attention::forward(pass.ws, &q, &k, &v, self.heads, pass.starts, self.mask)?;
         let (y, output) = self.output.forward(pass, &context)?;
         let saved = save.keep(|| {
@@ -46,6 +69,27 @@ impl Attention {
             Saved { q, k, v, context, sites: [query, key, value, output] }
         });
         Ok((y, saved))
+    }
+
+    /// The next positions of a single sequence, of which `first` are in the cache already.
+    pub fn decode(&self, pass: Pass<'_>, x: &Mat, first: usize, cache: &mut Cache) -> Result<Mat> {
+        let ([q, k, v], _) = self.project(pass, x, first)?;
+        cache.push(&k, &v);
+        let (keys, values) = cache.filled();
+        let context = attention::cached(pass.ws, &q, keys, values, self.heads)?;
+        Ok(self.output.forward(pass, &context)?.0)
+    }
+
+    /// Queries, keys and values of rows whose sequences begin at position `first`, rotated.
+    fn project(&self, pass: Pass<'_>, x: &Mat, first: usize) -> Result<([Mat; 3], [adapted::Saved; 3])> {
+        let (mut q, query) = self.query.forward(pass, x)?;
+        let (mut k, key) = self.key.forward(pass, x)?;
+        let (v, value) = self.value.forward(pass, x)?;
+        if let Some(table) = &self.rope {
+            table.apply(pass.ws, &mut q, self.heads.heads, pass.starts, first)?;
+            table.apply(pass.ws, &mut k, self.heads.kv_heads, pass.starts, first)?;
+        }
+        Ok(([q, k, v], [query, key, value]))
     }
 
     /// Adds the gradient of the input to `dx`, if one is wanted. `x` is the input where a projection

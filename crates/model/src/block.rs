@@ -1,6 +1,6 @@
 //! A transformer block: attention and feed-forward, each with a norm and a residual.
 
-use crate::attention::{self, Attention};
+use crate::attention::{self, Attention, Cache};
 use crate::families::NormOrder;
 use crate::mlp::{self, Mlp};
 use crate::norm::Norm;
@@ -31,13 +31,27 @@ pub(crate) struct Saved {
     mlp_in: Option<Mat>,
 }
 
+/// What attention returns, to be put between norms and residuals.
+type Attended = (Mat, Option<attention::Saved>);
+
 impl Block {
     /// rows x width becomes rows x width.
     pub fn forward(&self, pass: Pass<'_>, x: &Mat, save: Save) -> Result<(Mat, Option<Saved>)> {
+        let attend = |x: &Mat| self.attention.forward(pass, x, save);
         match self.order {
-            NormOrder::Post => self.forward_post(pass, x, save),
-            NormOrder::Pre => self.forward_pre(pass, x, save),
+            NormOrder::Post => self.forward_post(pass, x, save, attend),
+            NormOrder::Pre => self.forward_pre(pass, x, save, attend),
         }
+    }
+
+    /// The next positions of a single sequence, of which `first` are in the cache already.
+    pub fn decode(&self, pass: Pass<'_>, x: &Mat, first: usize, cache: &mut Cache) -> Result<Mat> {
+        let attend = |x: &Mat| Ok((self.attention.decode(pass, x, first, cache)?, None));
+        let (y, _) = match self.order {
+            NormOrder::Post => self.forward_post(pass, x, Save::Nothing, attend)?,
+            NormOrder::Pre => self.forward_pre(pass, x, Save::Nothing, attend)?,
+        };
+        Ok(y)
     }
 
     /// The gradient of the input `x`, if something below is trained; gradients of the sites are
@@ -58,8 +72,14 @@ impl Block {
     }
 
     /// `m = norm(x + attention(x)); y = norm(m + mlp(m))`
-    fn forward_post(&self, pass: Pass<'_>, x: &Mat, save: Save) -> Result<(Mat, Option<Saved>)> {
-        let (mut middle, attention) = self.attention.forward(pass, x, save)?;
+    fn forward_post(
+        &self,
+        pass: Pass<'_>,
+        x: &Mat,
+        save: Save,
+        attend: impl FnOnce(&Mat) -> Result<Attended>,
+    ) -> Result<(Mat, Option<Saved>)> {
+        let (mut middle, attention) = attend(x)?;
         middle.add(x)?;
         let mlp_in = self.attention_norm.forward(pass, &middle)?;
         let middle = save.keep(|| middle);
@@ -105,9 +125,15 @@ impl Block {
     }
 
     /// `m = x + attention(norm(x)); y = m + mlp(norm(m))`
-    fn forward_pre(&self, pass: Pass<'_>, x: &Mat, save: Save) -> Result<(Mat, Option<Saved>)> {
+    fn forward_pre(
+        &self,
+        pass: Pass<'_>,
+        x: &Mat,
+        save: Save,
+        attend: impl FnOnce(&Mat) -> Result<Attended>,
+    ) -> Result<(Mat, Option<Saved>)> {
         let attention_in = self.attention_norm.forward(pass, x)?;
-        let (mut middle, attention) = self.attention.forward(pass, &attention_in, save)?;
+        let (mut middle, attention) = attend(&attention_in)?;
         let attention_in = self.attention.needs_input().then_some(attention_in);
         let attention = attention.zip(Some(attention_in));
         middle.add(x)?;
