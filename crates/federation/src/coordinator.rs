@@ -73,9 +73,24 @@ enum Phase {
     Stopped(Status),
 }
 
-/// Events for the server half that wait for their turn. Not recursion: a half may close a thousand rounds
-/// without waiting for anything.
-type Queue<S> = VecDeque<Event<S>>;
+/// The handling of one input: what time it is, what is to be done about it, and the events that the
+/// server half is still to see. (A queue and no recursion: a half may close a thousand rounds without
+/// waiting for anything.)
+struct Turn<'a, S: Side> {
+    now: Time,
+    fx: &'a mut Effects,
+    queue: VecDeque<Event<S>>,
+}
+
+impl<S: Side> Turn<'_, S> {
+    fn record(&mut self, fact: Fact) {
+        self.fx.records.push(Record { t: self.now, node: SERVER, fact });
+    }
+
+    fn malformed(&mut self, from: Node, reason: impl Into<String>) {
+        self.record(Fact::Malformed { from, reason: reason.into() });
+    }
+}
 
 /// Read the server half back out of a coordinator's snapshot.
 pub fn side_of<S: Side>(snapshot: &Packet) -> Result<S, CodecError> {
@@ -105,76 +120,61 @@ impl<S: Side> Coordinator<S> {
         self
     }
 
-    fn record(now: Time, fact: Fact, fx: &mut Effects) {
-        fx.records.push(Record { t: now, node: SERVER, fact });
-    }
-
-    fn malformed(now: Time, from: Node, reason: impl Into<String>, fx: &mut Effects) {
-        Self::record(now, Fact::Malformed { from, reason: reason.into() }, fx);
-    }
-
     // ---- Messages
 
-    fn message(&mut self, now: Time, from: Node, packet: &Packet, queue: &mut Queue<S>, fx: &mut Effects) {
+    fn message(&mut self, from: Node, packet: &Packet, turn: &mut Turn<'_, S>) {
+        if from == SERVER {
+            return turn.malformed(from, "somebody speaks in the server's name");
+        }
         let frame = match Frame::open(packet) {
             Ok(frame) => frame,
             Err(error) => {
                 if let FrameError::Version { .. } = error {
-                    fx.sends.push((from, Frame::Unwelcome { reason: error.to_string() }.seal()));
+                    turn.fx.sends.push((from, Frame::Unwelcome { reason: error.to_string() }.seal()));
                 }
-                return Self::malformed(now, from, error.to_string(), fx);
+                return turn.malformed(from, error.to_string());
             }
         };
         if let Phase::Stopped(status) = &self.state.phase {
-            return fx.sends.push((from, Frame::Bye { status: status.clone() }.seal()));
+            return turn.fx.sends.push((from, Frame::Bye { status: status.clone() }.seal()));
         }
         match frame {
-            Frame::Hello { life, method, member } => {
-                self.hello(now, from, life, &method, member, queue, fx)
-            }
+            Frame::Hello { life, method, member } => self.hello(from, life, &method, member, turn),
             Frame::Data { life, floor, seq, ack, letter } => {
                 let Some(link) = self.state.roster.link(from, life) else {
-                    return self.stranger(now, from, fx);
+                    return self.stranger(from, turn);
                 };
-                let letters = link.acknowledge(now, ack).and_then(|()| link.receive(floor, seq, letter));
+                let letters =
+                    link.acknowledge(turn.now, ack).and_then(|()| link.receive(floor, seq, letter));
                 match letters {
                     Ok(letters) => {
-                        letters.into_iter().for_each(|letter| self.letter(now, from, letter, queue, fx));
+                        letters.into_iter().for_each(|letter| self.letter(from, letter, turn));
                     }
-                    Err(Breach(reason)) => Self::malformed(now, from, reason, fx),
+                    Err(Breach(reason)) => turn.malformed(from, reason),
                 }
             }
             Frame::Ack { life, ack } => {
                 let Some(link) = self.state.roster.link(from, life) else {
-                    return self.stranger(now, from, fx);
+                    return self.stranger(from, turn);
                 };
-                if let Err(Breach(reason)) = link.acknowledge(now, ack) {
-                    Self::malformed(now, from, reason, fx);
+                if let Err(Breach(reason)) = link.acknowledge(turn.now, ack) {
+                    turn.malformed(from, reason);
                 }
             }
             Frame::Welcome { .. } | Frame::Unwelcome { .. } | Frame::Bye { .. } => {
-                Self::malformed(now, from, "a device speaks as a server", fx);
+                turn.malformed(from, "a device speaks as a server");
             }
         }
     }
 
     /// A letter of an unknown node is recorded; one from a member's former life is only late.
-    fn stranger(&self, now: Time, from: Node, fx: &mut Effects) {
+    fn stranger(&self, from: Node, turn: &mut Turn<'_, S>) {
         if self.state.roster.member(from).is_none() {
-            Self::malformed(now, from, "it never said hello", fx);
+            turn.malformed(from, "it never said hello");
         }
     }
 
-    fn hello(
-        &mut self,
-        now: Time,
-        from: Node,
-        life: u64,
-        method: &str,
-        member: Member,
-        queue: &mut Queue<S>,
-        fx: &mut Effects,
-    ) {
+    fn hello(&mut self, from: Node, life: u64, method: &str, member: Member, turn: &mut Turn<'_, S>) {
         let wrong_method = || {
             let (theirs, ours) = (printable(method), &self.method);
             Err(format!("it runs the method {theirs:?}, this server runs {ours:?}"))
@@ -182,18 +182,18 @@ impl<S: Side> Coordinator<S> {
         let vetted = roster::vet(from, &member, self.plan.devices_expected);
         let vetted = vetted.and_then(|()| if method == self.method { Ok(()) } else { wrong_method() });
         if let Err(reason) = vetted {
-            fx.sends.push((from, Frame::Unwelcome { reason: reason.clone() }.seal()));
-            return Self::malformed(now, from, reason, fx);
+            turn.fx.sends.push((from, Frame::Unwelcome { reason: reason.clone() }.seal()));
+            return turn.malformed(from, reason);
         }
         let (class, examples) = (member.class.clone(), member.examples);
-        match self.state.roster.hello(life, member, fx) {
-            Hello::Joined => Self::record(now, Fact::Joined { device: from, class, examples }, fx),
-            Hello::Reborn => self.lose(now, from, "it lost its storage and began anew", queue, fx),
+        match self.state.roster.hello(life, member, turn.fx) {
+            Hello::Joined => turn.record(Fact::Joined { device: from, class, examples }),
+            Hello::Reborn => self.lose(from, "it lost its storage and began anew", turn),
             Hello::Known => {}
         }
     }
 
-    fn letter(&mut self, now: Time, from: Node, letter: Letter, queue: &mut Queue<S>, fx: &mut Effects) {
+    fn letter(&mut self, from: Node, letter: Letter, turn: &mut Turn<'_, S>) {
         let awaited = letter.round == self.state.round
             && matches!(self.state.phase, Phase::Open { .. })
             && self.state.cohort.progress(from) == Some(Progress::Waiting);
@@ -203,19 +203,19 @@ impl<S: Side> Coordinator<S> {
         match letter.content {
             Content::Said { body, blobs } => match decode(&Packet { body, blobs }) {
                 Ok(body) => {
-                    queue.push_back(Event::Message { from, body });
-                    self.run_queue(now, queue, fx);
+                    turn.queue.push_back(Event::Message { from, body });
+                    self.run_queue(turn);
                 }
                 Err(CodecError(reason)) => {
-                    Self::malformed(now, from, reason, fx);
-                    self.lose(now, from, "its message cannot be read", queue, fx);
+                    turn.malformed(from, reason);
+                    self.lose(from, "its message cannot be read", turn);
                 }
             },
             Content::Sorry(excuse) => {
                 if let Excuse::Memory { need, budget } = excuse {
                     self.state.short.insert(from, (need, budget));
                 }
-                self.lose(now, from, &printable(&excuse.to_string()), queue, fx);
+                self.lose(from, &printable(&excuse.to_string()), turn);
             }
         }
     }
@@ -223,13 +223,13 @@ impl<S: Side> Coordinator<S> {
     // ---- Rounds
 
     /// Open the next round if those it may draw from are there.
-    fn try_open(&mut self, now: Time, queue: &mut Queue<S>, fx: &mut Effects) {
+    fn try_open(&mut self, turn: &mut Turn<'_, S>) {
         if !matches!(self.state.phase, Phase::Gathering) {
             return;
         }
         let round = self.state.round + 1;
         if round > self.plan.rounds {
-            return self.stop(now, Status::Completed, fx);
+            return self.stop(Status::Completed, turn);
         }
         let (expected, present) = (self.plan.devices_expected as usize, self.state.roster.present().len());
         let enough = (self.plan.cohort.min_available_nodes as usize).min(expected);
@@ -238,75 +238,73 @@ impl<S: Side> Coordinator<S> {
         if present < enough && all_known {
             let reason =
                 format!("{present} devices are left of {expected}, and min-available-nodes is {enough}");
-            return self.stop(now, Status::Failed(reason), fx);
+            return self.stop(Status::Failed(reason), turn);
         }
         if present < enough || (waits_for_all && !all_known) {
             return;
         }
         match &self.plan.replay {
-            None => self.open_drawn(now, round, queue, fx),
-            Some(_) => self.open_replayed(now, round, queue, fx),
+            None => self.open_drawn(round, turn),
+            Some(_) => self.open_replayed(round, turn),
         }
     }
 
-    fn open_drawn(&mut self, now: Time, round: u32, queue: &mut Queue<S>, fx: &mut Effects) {
+    fn open_drawn(&mut self, round: u32, turn: &mut Turn<'_, S>) {
         let present = self.state.roster.present();
         let (needed, invited) = self.plan.cohort.size(present.len());
         let nodes = cohort::draw(self.seed, round, present.iter().copied(), invited);
-        let deadline = self.plan.cohort.deadline_seconds.map(|seconds| now.after(seconds));
-        self.open(now, round, &nodes, needed, deadline, queue, fx);
+        let deadline = self.plan.cohort.deadline_seconds.map(|seconds| turn.now.after(seconds));
+        self.open(round, &nodes, needed, deadline, turn);
     }
 
     /// Open a round with the recorded cohort, and lose at once who was lost then.
-    fn open_replayed(&mut self, now: Time, round: u32, queue: &mut Queue<S>, fx: &mut Effects) {
+    fn open_replayed(&mut self, round: u32, turn: &mut Turn<'_, S>) {
         let log = self.plan.replay.as_ref().and_then(|log| log.rounds.get(&round));
         let Some(accepted) = log.cloned() else {
             let reason = format!("the acceptance log ends before round {round}");
-            return self.stop(now, Status::Failed(reason), fx);
+            return self.stop(Status::Failed(reason), turn);
         };
         let nodes: Vec<Node> = accepted.cohort.iter().copied().collect();
         if let Some(absent) = nodes.iter().find(|node| self.state.roster.member(**node).is_none()) {
             let reason = format!("the acceptance log names {absent}, which is not part of this run");
-            return self.stop(now, Status::Failed(reason), fx);
+            return self.stop(Status::Failed(reason), turn);
         }
-        self.open(now, round, &nodes, nodes.len(), None, queue, fx);
+        self.open(round, &nodes, nodes.len(), None, turn);
         for node in accepted.cohort.difference(&accepted.counted) {
-            self.mark_lost(now, *node, "lost in the recorded run", queue, fx);
+            self.mark_lost(*node, "lost in the recorded run", turn);
         }
     }
 
     fn open(
         &mut self,
-        now: Time,
         round: u32,
         nodes: &[Node],
         needed: usize,
         deadline: Option<Time>,
-        queue: &mut Queue<S>,
-        fx: &mut Effects,
+        turn: &mut Turn<'_, S>,
     ) {
         self.state.round = round;
         self.state.cohort = Cohort::new(nodes, needed);
         self.state.phase = Phase::Open { deadline };
-        Self::record(now, Fact::RoundOpened { round, cohort: nodes.to_vec(), deadline }, fx);
+        turn.record(Fact::RoundOpened { round, cohort: nodes.to_vec(), deadline });
         let member = |node: &Node| self.state.roster.member(*node).cloned();
-        queue.push_back(Event::Open { round, cohort: nodes.iter().filter_map(member).collect() });
+        turn.queue.push_back(Event::Open { round, cohort: nodes.iter().filter_map(member).collect() });
     }
 
     /// Hand the queued events to the half, one after another, and carry out what it asks for.
-    fn run_queue(&mut self, now: Time, queue: &mut Queue<S>, fx: &mut Effects) {
-        while let Some(event) = queue.pop_front() {
+    fn run_queue(&mut self, turn: &mut Turn<'_, S>) {
+        while let Some(event) = turn.queue.pop_front() {
             let mut cx = Cx::new();
             self.state.side.handle(event, &mut cx);
-            self.carry_out(now, cx, queue, fx);
-            if queue.is_empty() {
-                self.close_if_stuck(now, queue, fx);
+            self.carry_out(cx, turn);
+            if turn.queue.is_empty() {
+                self.close_if_stuck(turn);
             }
-            self.try_open(now, queue, fx);
+            self.try_open(turn);
         }
     }
 
-    fn carry_out(&mut self, now: Time, cx: Cx<S>, queue: &mut Queue<S>, fx: &mut Effects) {
+    fn carry_out(&mut self, cx: Cx<S>, turn: &mut Turn<'_, S>) {
         let round = self.state.round;
         for (to, body) in cx.sends {
             if matches!(self.state.cohort.progress(to), Some(Progress::Waiting | Progress::Counted)) {
@@ -314,60 +312,60 @@ impl<S: Side> Coordinator<S> {
             }
         }
         for job in cx.jobs {
-            self.state.jobs.start(job, &self.bench, fx);
+            self.state.jobs.start(job, &self.bench, turn.fx);
         }
         for (device, reason) in cx.refused {
             if self.state.cohort.refuse(device) {
-                self.note_loss(now, device, &reason, fx);
+                self.note_loss(device, &reason, turn);
             }
         }
         for device in cx.finished {
             if self.state.cohort.count(device) {
                 self.state.short.remove(&device);
-                Self::record(now, Fact::Counted { round, device }, fx);
+                turn.record(Fact::Counted { round, device });
             }
         }
         if let Some(summary) = cx.closed {
-            return self.close(now, summary, queue, fx);
+            return self.close(summary, turn);
         }
         if self.state.cohort.is_full() {
             for node in self.state.cohort.still_waiting() {
-                self.mark_lost(now, node, "not needed: enough others had finished", queue, fx);
+                self.mark_lost(node, "not needed: enough others had finished", turn);
             }
         }
     }
 
     /// Nobody is waited for, nothing runs, and the half did not close.
-    fn close_if_stuck(&mut self, now: Time, queue: &mut Queue<S>, fx: &mut Effects) {
+    fn close_if_stuck(&mut self, turn: &mut Turn<'_, S>) {
         let open = matches!(self.state.phase, Phase::Open { .. });
         if !open || self.state.cohort.waiting() > 0 || !self.state.jobs.is_empty() {
             return;
         }
         if self.state.cohort.counted() == 0 {
-            return self.close(now, Summary::default(), queue, fx);
+            return self.close(Summary::default(), turn);
         }
         let reason = format!(
             "a fault of the method: in round {} every device has finished, and it neither closes nor works",
             self.state.round
         );
-        self.stop(now, Status::Failed(reason), fx);
+        self.stop(Status::Failed(reason), turn);
     }
 
-    fn close(&mut self, now: Time, summary: Summary, queue: &mut Queue<S>, fx: &mut Effects) {
-        queue.clear();
+    fn close(&mut self, summary: Summary, turn: &mut Turn<'_, S>) {
+        turn.queue.clear();
         let (round, counted) = (self.state.round, self.state.cohort.counted() as u32);
         let lost_all = self.state.cohort.is_lost();
         for node in self.state.cohort.still_waiting() {
             self.state.cohort.lose(node);
-            self.note_loss(now, node, "not needed: the method closed the round", fx);
+            self.note_loss(node, "not needed: the method closed the round", turn);
         }
-        Self::record(now, Fact::RoundClosed { round, counted, summary }, fx);
+        turn.record(Fact::RoundClosed { round, counted, summary });
         self.state.jobs.clear();
         self.state.phase = Phase::Gathering;
         self.state.empty_rounds = if lost_all { self.state.empty_rounds + 1 } else { 0 };
-        fx.checkpoint = true;
+        turn.fx.checkpoint = true;
         if lost_all && let Some(reason) = self.hopeless() {
-            self.stop(now, Status::Failed(reason), fx);
+            self.stop(Status::Failed(reason), turn);
         }
     }
 
@@ -387,81 +385,81 @@ impl<S: Side> Coordinator<S> {
             .then(|| format!("{rounds} rounds in a row lost every device; the last: {last}"))
     }
 
-    fn stop(&mut self, now: Time, status: Status, fx: &mut Effects) {
-        Self::record(now, Fact::Stopped { status: status.clone() }, fx);
+    fn stop(&mut self, status: Status, turn: &mut Turn<'_, S>) {
+        turn.record(Fact::Stopped { status: status.clone() });
         let bye = Frame::Bye { status: status.clone() }.seal();
         let nodes: Vec<Node> = self.state.roster.nodes().collect();
         for node in nodes {
             self.state.roster.abandon(node);
-            fx.sends.push((node, bye.clone()));
+            turn.fx.sends.push((node, bye.clone()));
         }
         self.state.jobs.clear();
         self.state.phase = Phase::Stopped(status);
-        fx.checkpoint = true;
+        turn.fx.checkpoint = true;
     }
 
     // ---- Losses
 
     /// `node` gives nothing (more) to this round: tell the half, and let it act.
-    fn lose(&mut self, now: Time, node: Node, reason: &str, queue: &mut Queue<S>, fx: &mut Effects) {
-        self.mark_lost(now, node, reason, queue, fx);
-        self.run_queue(now, queue, fx);
+    fn lose(&mut self, node: Node, reason: &str, turn: &mut Turn<'_, S>) {
+        self.mark_lost(node, reason, turn);
+        self.run_queue(turn);
     }
 
-    fn mark_lost(&mut self, now: Time, node: Node, reason: &str, queue: &mut Queue<S>, fx: &mut Effects) {
+    fn mark_lost(&mut self, node: Node, reason: &str, turn: &mut Turn<'_, S>) {
         if self.state.cohort.lose(node) {
-            self.note_loss(now, node, reason, fx);
-            queue.push_back(Event::Lost(node));
+            self.note_loss(node, reason, turn);
+            turn.queue.push_back(Event::Lost(node));
         }
     }
 
-    fn note_loss(&mut self, now: Time, device: Node, reason: &str, fx: &mut Effects) {
+    fn note_loss(&mut self, device: Node, reason: &str, turn: &mut Turn<'_, S>) {
         let round = self.state.round;
         self.state.roster.abandon(device);
         self.state.last_loss = format!("{device}: {reason}");
-        Self::record(now, Fact::Lost { round, device, reason: reason.to_owned() }, fx);
+        turn.record(Fact::Lost { round, device, reason: reason.to_owned() });
     }
 
-    fn deadline(&mut self, now: Time, queue: &mut Queue<S>, fx: &mut Effects) {
+    fn deadline(&mut self, turn: &mut Turn<'_, S>) {
         let Phase::Open { deadline: Some(deadline) } = self.state.phase else { return };
-        if now >= deadline {
+        if turn.now >= deadline {
             for node in self.state.cohort.still_waiting() {
-                self.mark_lost(now, node, "it missed the deadline", queue, fx);
+                self.mark_lost(node, "it missed the deadline", turn);
             }
-            self.run_queue(now, queue, fx);
+            self.run_queue(turn);
         }
     }
 
     // ---- The server's own work
 
-    fn done(&mut self, now: Time, job: JobId, result: &Packet, queue: &mut Queue<S>, fx: &mut Effects) {
+    fn done(&mut self, job: JobId, result: &Packet, turn: &mut Turn<'_, S>) {
         let Some(label) = self.state.jobs.end(job) else { return };
         match jobs::result::<S>(result) {
             Ok(done) => {
-                queue.push_back(Event::Done(done));
-                self.run_queue(now, queue, fx);
+                turn.queue.push_back(Event::Done(done));
+                self.run_queue(turn);
             }
-            Err(Fault(reason)) => self.fail(now, job, label, reason, fx),
+            Err(Fault(reason)) => self.fail(job, label, reason, turn),
         }
     }
 
     /// Without its server a run cannot go on.
-    fn fail(&mut self, now: Time, job: JobId, label: &str, reason: String, fx: &mut Effects) {
+    fn fail(&mut self, job: JobId, label: &str, reason: String, turn: &mut Turn<'_, S>) {
         let (round, label) = (self.state.round, label.to_owned());
         let status = Status::Failed(format!("round {round}, the server's job {label:?}: {reason}"));
-        Self::record(now, Fact::Fault { round, job, label, reason }, fx);
-        self.stop(now, status, fx);
+        turn.record(Fact::Fault { round, job, label, reason });
+        self.stop(status, turn);
     }
 
-    fn restore(&mut self, now: Time, snapshot: &Packet, fx: &mut Effects) {
+    fn restore(&mut self, snapshot: &Packet, turn: &mut Turn<'_, S>) {
         match decode(snapshot) {
             Ok(state) => {
                 self.state = state;
                 self.state.roster.rebuild();
-                self.state.jobs.restart(&self.bench, fx);
+                self.state.jobs.restart(&self.bench, turn.fx);
             }
             Err(error) => {
-                self.stop(now, Status::Failed(format!("the server's snapshot is lost: {error}")), fx)
+                self.stop(Status::Failed(format!("the server's snapshot is lost: {error}")), turn)
             }
         }
     }
@@ -469,38 +467,39 @@ impl<S: Side> Coordinator<S> {
 
 impl<S: Side> Machine for Coordinator<S> {
     fn handle(&mut self, now: Time, input: Input, fx: &mut Effects) {
-        let mut queue = Queue::<S>::new();
+        let mut turn = Turn { now, fx, queue: VecDeque::new() };
+        let turn = &mut turn;
         let stopped = matches!(self.state.phase, Phase::Stopped(_));
         match input {
-            Input::Restored(snapshot) => self.restore(now, &snapshot, fx),
-            Input::Message { from, packet } => self.message(now, from, &packet, &mut queue, fx),
+            Input::Restored(snapshot) => self.restore(&snapshot, turn),
+            Input::Message { from, packet } => self.message(from, &packet, turn),
             _ if stopped => {}
             Input::Start => {}
             Input::Timer => {
                 self.alarm.ring();
-                self.deadline(now, &mut queue, fx);
+                self.deadline(turn);
             }
-            Input::Done { job, result } => self.done(now, job, &result, &mut queue, fx),
+            Input::Done { job, result } => self.done(job, &result, turn),
             Input::Refused { job, need, budget } => {
                 if let Some(label) = self.state.jobs.end(job) {
-                    self.fail(now, job, label, Excuse::Memory { need, budget }.to_string(), fx);
+                    self.fail(job, label, Excuse::Memory { need, budget }.to_string(), turn);
                 }
             }
             Input::Lost(node) => {
                 self.state.roster.gone(node);
-                self.lose(now, node, "it is gone for good", &mut queue, fx);
+                self.lose(node, "it is gone for good", turn);
             }
         }
-        self.try_open(now, &mut queue, fx);
-        self.run_queue(now, &mut queue, fx);
-        self.state.roster.flush(now, fx);
+        self.try_open(turn);
+        self.run_queue(turn);
+        self.state.roster.flush(now, turn.fx);
         match &self.state.phase {
-            Phase::Stopped(status) => fx.stop = Some(status.clone()),
-            Phase::Gathering => self.alarm.set(self.state.roster.next_due(), fx),
+            Phase::Stopped(status) => turn.fx.stop = Some(status.clone()),
+            Phase::Gathering => self.alarm.set(self.state.roster.next_due(), turn.fx),
             Phase::Open { deadline } => {
                 let deadline = deadline.filter(|_| self.state.cohort.waiting() > 0);
                 let due = [deadline, self.state.roster.next_due()].into_iter().flatten().min();
-                self.alarm.set(due, fx);
+                self.alarm.set(due, turn.fx);
             }
         }
     }

@@ -42,7 +42,7 @@ struct State<S: Side> {
     link: Link,
     /// The newest round the server spoke of.
     round: u32,
-    /// This device told the server that it gives nothing more to this round.
+    /// This device gives nothing more to this round: it told the server so, or began a new life in it.
     excused: bool,
     jobs: Jobs<S>,
 }
@@ -58,7 +58,7 @@ impl<S: Side> Worker<S> {
     pub fn new(member: Member, side: S, bench: Arc<S::Bench>) -> Worker<S> {
         let link = Link::new(0, member.up_bytes_per_s);
         let phase = Phase::Knocking { attempts: 0, again: Time::ZERO };
-        let state = State { side, phase, link, round: 0, excused: false, jobs: Jobs::new() };
+        let state = State { side, phase, link, round: 0, excused: true, jobs: Jobs::new() };
         Worker { member, method: String::new(), bench, state, alarm: Alarm::default() }
     }
 
@@ -93,11 +93,20 @@ impl<S: Side> Worker<S> {
         fx.sends.push((SERVER, Frame::Hello { life, method, member }.seal()));
     }
 
-    /// Begin a life: a storage with this number, and no memory of another.
+    /// Begin a life: a storage with this number, and no memory of another. What the half is in the
+    /// middle of belongs to the former one.
     fn begin(&mut self, now: Time, life: u64, fx: &mut Effects) {
         self.state.link = Link::new(life, self.member.up_bytes_per_s);
+        self.state.excused = true;
+        self.state.jobs.clear();
         self.state.phase = Phase::Knocking { attempts: 0, again: now };
         self.knock(now, fx);
+    }
+
+    /// The server remembers more of this life than we do: our storage was put back to an earlier state.
+    fn begin_anew(&mut self, now: Time, Breach(reason): Breach, fx: &mut Effects) {
+        self.malformed(now, SERVER, format!("{reason}: this device begins anew"), fx);
+        self.begin(now, self.state.link.life.saturating_add(1), fx);
     }
 
     fn message(&mut self, now: Time, from: Node, packet: &Packet, fx: &mut Effects) {
@@ -110,12 +119,12 @@ impl<S: Side> Worker<S> {
                 self.state.phase = Phase::Welcomed;
                 match self.data(now, floor, seq, ack, letter) {
                     Ok(letters) => letters.into_iter().for_each(|letter| self.letter(now, letter, fx)),
-                    Err(Breach(reason)) => self.malformed(now, from, reason, fx),
+                    Err(breach) => self.begin_anew(now, breach, fx),
                 }
             }
             Ok(Frame::Ack { life, ack }) if life == self.state.link.life => {
-                if let Err(Breach(reason)) = self.state.link.acknowledge(now, ack) {
-                    self.malformed(now, from, reason, fx);
+                if let Err(breach) = self.state.link.acknowledge(now, ack) {
+                    self.begin_anew(now, breach, fx);
                 }
             }
             Ok(Frame::Data { .. } | Frame::Ack { .. }) => {} // of another life
@@ -130,7 +139,7 @@ impl<S: Side> Worker<S> {
         }
     }
 
-    /// The server knows us, or knows a later life than ours: a storage was put back, or a clock.
+    /// The server knows us, or knows a later life than ours.
     fn welcome(&mut self, now: Time, life: u64, fx: &mut Effects) {
         if life > self.state.link.life {
             return self.begin(now, life.saturating_add(1), fx);

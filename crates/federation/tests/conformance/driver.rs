@@ -23,6 +23,8 @@ pub struct Weather {
     pub kill: f64,
     /// A killed device comes back without its storage.
     pub wipe: f64,
+    /// A killed device comes back with a storage of some time ago.
+    pub rollback: f64,
     /// The driver gives up on a device.
     pub drop: f64,
 }
@@ -94,6 +96,7 @@ struct Process {
     life: u32,
     alive: Option<Durable>,
     disk: Journal,
+    backup: Journal,
 }
 
 struct Driver<'a> {
@@ -120,7 +123,7 @@ impl<'a> Driver<'a> {
     fn new(scene: &'a Scene) -> Driver<'a> {
         let nodes = (0..=scene.devices).map(|node| {
             let alive = Some(Durable::new(scene.build(Node(node))));
-            Process { life: 0, alive, disk: Journal::default() }
+            Process { life: 0, alive, disk: Journal::default(), backup: Journal::default() }
         });
         let mut driver = Driver {
             scene,
@@ -278,6 +281,8 @@ impl<'a> Driver<'a> {
 
     fn kill(&mut self, node: Node) {
         let wiped = node != SERVER && self.chance(self.scene.weather.wipe);
+        let rolled_back = node != SERVER && self.chance(self.scene.weather.rollback);
+        let backs_up = self.chance(0.3);
         let torn = (0..self.stream.below(40)).map(|_| self.stream.bits() as u8).collect::<Vec<u8>>();
         let process = &mut self.nodes[node.0 as usize];
         let Some(durable) = process.alive.take() else { return };
@@ -286,7 +291,14 @@ impl<'a> Driver<'a> {
         file.extend(torn);
         let disk = Journal::from_bytes(file.into());
         assert!(disk.journal.to_bytes().len() == whole, "what was journalled is read back");
-        process.disk = if wiped { Journal::default() } else { disk.journal };
+        process.disk = match (wiped, rolled_back) {
+            (true, _) => Journal::default(),
+            (_, true) => process.backup.clone(),
+            _ => disk.journal,
+        };
+        if backs_up {
+            process.backup = process.disk.clone();
+        }
         process.life += 1;
         self.kills += 1;
         let at = self.now.after(0.1 + 20.0 * self.stream.unit());

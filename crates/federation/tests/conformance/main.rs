@@ -84,7 +84,7 @@ fn a_storm_changes_the_clock_and_nothing_else() {
 fn with_deadlines_and_losses_each_counted_update_is_counted_once_and_the_log_replays() {
     let mut lost = 0;
     for seed in 0..SEEDS {
-        let weather = Weather { wipe: 0.3, drop: 0.002, ..storm() };
+        let weather = Weather { wipe: 0.2, rollback: 0.3, drop: 0.002, ..storm() };
         let run = Scene { weather, ..hasty(seed) }.run();
         check_exactly_once(&run, seed);
         lost += run.records.iter().filter(|record| matches!(record.fact, Fact::Lost { .. })).count();
