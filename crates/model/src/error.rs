@@ -21,6 +21,8 @@ pub enum LoadError {
     NonFinite { name: String },
     #[error("{0}")]
     Peft(String),
+    #[error("{} is there already; name a new directory", .0.display())]
+    Exists(PathBuf),
     #[error("the blocks {start}..{end} are not a part of a model of {layers}")]
     Layers { start: usize, end: usize, layers: usize },
 }

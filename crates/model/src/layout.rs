@@ -30,8 +30,10 @@ pub enum SiteKind {
     LoraA,
     /// `out` x `r`, zero.
     LoraB,
-    /// A parameter of the model itself, as loaded.
+    /// A matrix of the model itself, as loaded.
     Own,
+    /// A bias or norm weight of the model itself, as loaded.
+    OwnVector,
     /// A bias the model did not have, zero.
     NewBias,
     /// `size` x `width`, normal; its bias starts at zero.
@@ -58,6 +60,26 @@ pub struct Layout {
 impl Site {
     pub fn range(&self) -> Range<usize> {
         self.offset..self.offset + self.rows * self.cols
+    }
+
+    /// Its shape as a tensor in a file: biases and norm weights have one side.
+    pub fn shape(&self) -> Vec<usize> {
+        match self.kind {
+            SiteKind::OwnVector | SiteKind::NewBias | SiteKind::BottleneckBias | SiteKind::HeadBias => {
+                vec![self.cols]
+            }
+            SiteKind::LoraA
+            | SiteKind::LoraB
+            | SiteKind::Own
+            | SiteKind::BottleneckDown
+            | SiteKind::BottleneckUp
+            | SiteKind::HeadWeight => vec![self.rows, self.cols],
+        }
+    }
+
+    /// Whether it belongs to the classification head.
+    pub fn is_head(&self) -> bool {
+        matches!(self.kind, SiteKind::HeadWeight | SiteKind::HeadBias)
     }
 }
 
@@ -86,14 +108,18 @@ impl Layout {
         };
         let head = module.role == Role::Classifier;
         if peft.trains_weight(module) {
-            let kind = if head { SiteKind::HeadWeight } else { SiteKind::Own };
+            let kind = match (head, module.shape) {
+                (true, _) => SiteKind::HeadWeight,
+                (false, Shape::Norm { .. }) => SiteKind::OwnVector,
+                (false, _) => SiteKind::Own,
+            };
             self.add(module, "weight", kind, (rows, cols));
         }
         if peft.trains_bias(module) {
             let width = if matches!(module.shape, Shape::Norm { .. }) { cols } else { rows };
             let kind = match (head, has_bias) {
                 (true, _) => SiteKind::HeadBias,
-                (false, true) => SiteKind::Own,
+                (false, true) => SiteKind::OwnVector,
                 (false, false) => SiteKind::NewBias,
             };
             self.add(module, "bias", kind, (1, width));

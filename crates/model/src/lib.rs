@@ -30,6 +30,7 @@ mod model;
 mod norm;
 pub mod optim;
 mod pass;
+pub mod peft;
 mod peft_config;
 mod source;
 mod spec;

@@ -91,6 +91,7 @@ fn initial(layout: &Layout, seed: Seed) -> Vec<f32> {
             }
             SiteKind::HeadWeight => values.fill_with(|| (0.02 * stream.normal()) as f32),
             SiteKind::Own
+            | SiteKind::OwnVector
             | SiteKind::LoraB
             | SiteKind::NewBias
             | SiteKind::BottleneckUp

@@ -77,6 +77,7 @@ pub enum Shorthand {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Rank {
     pub r: usize,
+    pub alpha: f32,
     pub scale: f32,
 }
 
@@ -169,7 +170,7 @@ impl PeftConfig {
         let r = pattern(&self.rank_pattern, module).unwrap_or(self.r);
         let alpha = pattern(&self.alpha_pattern, module).unwrap_or(self.lora_alpha);
         let divisor = if self.use_rslora { (r as f32).sqrt() } else { r as f32 };
-        Some(Rank { r, scale: alpha / divisor })
+        Some(Rank { r, alpha, scale: alpha / divisor })
     }
 
     /// The inner width of the bottleneck this module gets.
