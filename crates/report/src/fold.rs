@@ -34,6 +34,9 @@ pub struct Point {
     pub cohort: u32,
     pub counted: u32,
     pub lost: u32,
+    /// How many were lost to what.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub lost_to: BTreeMap<String, u32>,
     /// Jobs that devices ran in it.
     pub jobs: u64,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -80,14 +83,27 @@ impl Totals {
 }
 
 /// A round that is open.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct OpenRound {
     pub round: u32,
     pub opened: Time,
     pub cohort: u32,
     pub counted: u32,
     pub lost: u32,
+    pub lost_to: BTreeMap<String, u32>,
     pub jobs: u64,
+}
+
+/// Reasons a round tells apart.
+const REASONS: usize = 8;
+
+impl OpenRound {
+    fn lose(&mut self, reason: &str) {
+        self.lost += 1;
+        let full = self.lost_to.len() >= REASONS && !self.lost_to.contains_key(reason);
+        let reason = if full { "other reasons" } else { reason };
+        *self.lost_to.entry(reason.to_owned()).or_default() += 1;
+    }
 }
 
 /// Everything that reports need, after any prefix of a trace.
@@ -144,8 +160,7 @@ impl Fold {
             Fact::Joined { device, class, .. } => self.join(*device, class),
             Fact::RoundOpened { round, cohort, .. } => {
                 let cohort = cohort.len() as u32;
-                self.open =
-                    Some(OpenRound { round: *round, opened: t, cohort, counted: 0, lost: 0, jobs: 0 });
+                self.open = Some(OpenRound { round: *round, opened: t, cohort, ..OpenRound::default() });
             }
             Fact::Counted { round, device } => {
                 self.totals(*device).counted += 1;
@@ -153,7 +168,7 @@ impl Fold {
             }
             Fact::Lost { round, device, reason } => {
                 self.totals(*device).lost += 1;
-                self.in_round(*round, |open| open.lost += 1);
+                self.in_round(*round, |open| open.lose(reason));
                 self.timeline.lose(*device, t);
                 self.troubles.add(TroubleKind::Lost, reason, t, *device);
             }
@@ -216,16 +231,18 @@ impl Fold {
 
     fn close(&mut self, t: Time, round: u32, counted: u32, summary: &Summary) {
         let open = self.open.take().filter(|open| open.round == round);
-        let open =
-            open.unwrap_or(OpenRound { round, opened: t, cohort: counted, counted, lost: 0, jobs: 0 });
-        let eval = summary.eval.as_ref();
+        let open = open.unwrap_or(OpenRound { opened: t, cohort: counted, ..OpenRound::default() });
+        // JSON has no NaN: a figure that is not finite is left out.
+        let eval = summary.eval.as_ref().filter(|eval| eval.loss.is_finite());
+        let mut figures = summary.figures.clone();
+        figures.retain(|_, figure| figure.is_finite());
         self.curve.push(Point {
             round,
             time_s: t.seconds(),
             accuracy: eval.and_then(|eval| eval.accuracy),
             macro_f1: eval.and_then(|eval| eval.macro_f1),
             perplexity: eval.and_then(|eval| eval.perplexity),
-            loss: eval.map(|eval| eval.loss).filter(|loss| loss.is_finite()),
+            loss: eval.map(|eval| eval.loss),
             train_loss: Some(summary.loss).filter(|loss| loss.is_finite() && summary.examples > 0),
             bytes_up: self.bytes_up,
             bytes_down: self.bytes_down,
@@ -233,11 +250,12 @@ impl Fold {
             cohort: open.cohort,
             counted,
             lost: open.lost,
+            lost_to: open.lost_to,
             jobs: open.jobs,
-            figures: summary.figures.clone(),
+            figures,
         });
         if eval.is_some() {
-            self.eval = summary.eval.clone();
+            self.eval = eval.cloned();
         }
     }
 

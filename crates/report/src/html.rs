@@ -2,6 +2,7 @@
 
 mod figures;
 mod sections;
+mod tables;
 
 use crate::fold::Fold;
 use crate::progress::count;
@@ -35,7 +36,8 @@ pub fn comparison(title: &str, runs: &[Run]) -> String {
     let summaries: Vec<&Summary> = runs.iter().map(|run| run.summary).collect();
     let mut text = format!("<h1>{}</h1>\n", escape(title));
     text += &format!("<p class=\"sub\">{}</p>\n", count(runs.len() as u32, "run"));
-    text += &section::comparison(&summaries);
+    text += &section::notes(&summaries);
+    text += &tables::comparison(&summaries);
     text += &figures::overlaid(&summaries);
     text += "<h2>Each run</h2>\n";
     for run in runs {
@@ -49,15 +51,15 @@ pub fn comparison(title: &str, runs: &[Run]) -> String {
 
 fn body(run: &Run) -> String {
     let summary = run.summary;
-    let mut text = section::notes(summary);
+    let mut text = section::notes(&[summary]);
     text += &figures::curves(summary);
-    text += &section::rounds(summary);
-    text += &section::troubles(summary);
+    text += &tables::rounds(summary);
+    text += &tables::troubles(summary);
     if let Some(fold) = run.fold {
         text += &figures::timeline(summary, fold);
     }
     text += &figures::classes(summary);
-    text += &section::fleet(summary);
+    text += &tables::fleet(summary);
     if let Some(svg) = run.partition_svg {
         text += &format!("<h2>Who holds what</h2>\n<figure class=\"wide\">{svg}</figure>\n");
     }

@@ -4,6 +4,7 @@
 //! records one by one; [`Live`] shows them while they come; [`Summary`] and [`html`] are made of the
 //! fold at the end. Nothing here sees a tensor or reads a clock.
 
+mod comparison;
 mod diff;
 mod file;
 mod fold;
@@ -18,6 +19,7 @@ mod table;
 mod timeline;
 mod trouble;
 
+pub use comparison::comparison_table;
 pub use diff::{Difference, Divergence, diff_summaries, diff_traces};
 pub use file::write_atomically;
 pub use fold::{Fold, OpenRound, Point, Totals};
@@ -25,6 +27,6 @@ pub use jsonl::{Torn, TraceError, TraceReader, TraceWriter};
 pub use live::{Format, Live, Style};
 pub use run_info::{Clock, DeviceClass, RunInfo};
 pub use summary::{Bytes, Ending, Memory, Peaks, Summary, SummaryError, status_text};
-pub use table::{Table, comparison_table};
+pub use table::Table;
 pub use timeline::{Activity, Lane, Row, Span, Timeline};
 pub use trouble::{Trouble, TroubleKind};

@@ -4,9 +4,11 @@ use crate::fold::{Fold, Point};
 use crate::progress;
 use crate::run_info::RunInfo;
 use crate::summary::{Bytes, Peaks, StatusFields, Summary, without_nulls};
+use base::units;
 use federation::{Eval, Fact, Record, Status};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde::Serialize;
+use std::fmt;
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -89,8 +91,9 @@ impl Live {
         info: &RunInfo,
         out: Box<dyn Write + Send>,
     ) -> io::Result<Live> {
-        let look = ProgressStyle::with_template("{bar:24} {pos}/{len}  eta {eta}  {wide_msg}")
+        let look = ProgressStyle::with_template("{bar:24} {pos}/{len}  eta {left}  {wide_msg}")
             .expect("the template is well-formed")
+            .with_key("left", eta)
             .progress_chars("━╸─");
         let bar = ProgressBar::with_draw_target(Some(u64::from(info.rounds)), target).with_style(look);
         let mut live = Live { style, info: info.clone(), out, bar, round_began: Duration::ZERO };
@@ -141,9 +144,8 @@ impl Live {
             return self.json(&Line::Round(point));
         }
         let took = elapsed.saturating_sub(self.round_began);
-        self.text(&progress::round(&self.info, earlier.last(), point, took))?;
         self.bar.set_position(u64::from(point.round));
-        Ok(())
+        self.text(&progress::round(&self.info, earlier.last(), point, took))
     }
 
     fn text(&mut self, text: &str) -> io::Result<()> {
@@ -156,4 +158,11 @@ impl Live {
         self.out.write_all(b"\n")?;
         self.out.flush()
     }
+}
+
+/// No round has ended yet, no estimate.
+fn eta(state: &ProgressState, out: &mut dyn fmt::Write) {
+    let text = if state.pos() == 0 { "?".to_owned() } else { units::seconds(state.eta().as_secs_f64()) };
+    // A bar that cannot be drawn is no reason to stop a run.
+    let _ = out.write_str(&text);
 }

@@ -28,7 +28,7 @@ pub(crate) fn round(info: &RunInfo, before: Option<&Point>, point: &Point, took:
         leaves.push(eval);
     }
     if point.lost > 0 {
-        leaves.push(format!("lost    {} of {}", point.lost, point.cohort));
+        leaves.push(format!("lost    {} of {}: {}", point.lost, point.cohort, reasons(point)));
     }
     let (up, down) = before.map_or((0, 0), |before| (before.bytes_up, before.bytes_down));
     let (up, down) = (point.bytes_up.saturating_sub(up), point.bytes_down.saturating_sub(down));
@@ -40,6 +40,15 @@ pub(crate) fn round(info: &RunInfo, before: Option<&Point>, point: &Point, took:
         info.clock.name(),
     ));
     tree(&format!("[ROUND {}/{}]", point.round, info.rounds), &leaves)
+}
+
+fn reasons(point: &Point) -> String {
+    let reasons: Vec<String> = point
+        .lost_to
+        .iter()
+        .map(|(reason, count)| if *count > 1 { format!("{reason} ({count})") } else { reason.clone() })
+        .collect();
+    reasons.join(", ")
 }
 
 fn train_leaf(point: &Point, took: Duration) -> String {
@@ -58,6 +67,9 @@ fn train_leaf(point: &Point, took: Duration) -> String {
     }
     if let Some(rate) = point.figures.get("learning_rate") {
         parts.push(format!("lr {rate:.2e}"));
+    }
+    if parts.is_empty() {
+        parts.push("nothing".to_owned());
     }
     format!("train   {}", parts.join(", "))
 }
@@ -90,7 +102,7 @@ pub(crate) fn pulse(open: &OpenRound) -> String {
         text += &format!(", {} lost", open.lost);
     }
     if open.jobs > 0 {
-        text += &format!(", {} jobs", open.jobs);
+        text += &format!(", {}", count(open.jobs, "job"));
     }
     text
 }
@@ -136,6 +148,7 @@ fn tree(head: &str, leaves: &[String]) -> String {
 }
 
 /// `1 round`, `2 rounds`.
-pub(crate) fn count(number: u32, noun: &str) -> String {
+pub(crate) fn count(number: impl Into<u64>, noun: &str) -> String {
+    let number = number.into();
     if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
 }

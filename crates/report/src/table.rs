@@ -1,18 +1,28 @@
 //! Tables for the terminal: aligned columns, no frames.
 
-use crate::summary::{Summary, status_text};
-use base::units;
 use std::fmt;
 
-/// Rows of text; the first column is aligned left, the others right.
+/// Rows of text under a head; columns of words are aligned left, those of figures right.
 #[derive(Clone, Debug, Default)]
 pub struct Table {
+    words: usize,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    pub fn new(head: &[&str]) -> Table {
-        Table { rows: vec![head.iter().map(|cell| (*cell).to_owned()).collect()] }
+    /// A table whose first `words` columns hold words.
+    pub fn new(words: usize, head: impl IntoIterator<Item = impl Into<String>>) -> Table {
+        Table { words, rows: vec![head.into_iter().map(Into::into).collect()] }
+    }
+
+    /// How many columns, from the left, hold words.
+    pub(crate) fn words(&self) -> usize {
+        self.words
+    }
+
+    /// The head, then the rows.
+    pub(crate) fn rows(&self) -> &[Vec<String>] {
+        &self.rows
     }
 
     pub fn row(&mut self, cells: Vec<String>) {
@@ -33,8 +43,11 @@ impl fmt::Display for Table {
             for (column, cell) in row.iter().enumerate() {
                 let width = widths[column];
                 let gap = if column == 0 { "" } else { "  " };
-                line +=
-                    &if column == 0 { format!("{cell:<width$}") } else { format!("{gap}{cell:>width$}") };
+                line += &if column < self.words {
+                    format!("{gap}{cell:<width$}")
+                } else {
+                    format!("{gap}{cell:>width$}")
+                };
             }
             writeln!(f, "{}", line.trim_end())?;
         }
@@ -42,67 +55,15 @@ impl fmt::Display for Table {
     }
 }
 
-/// Runs side by side, one a row.
-pub fn comparison_table(runs: &[&Summary]) -> Table {
-    let measure = Measure::of(runs);
-    let mut table = Table::new(&[
-        "run",
-        "method",
-        measure.name(),
-        "loss",
-        "rounds",
-        "time",
-        "up",
-        "down",
-        "device peak",
-        "status",
-    ]);
-    for run in runs {
-        table.row(vec![
-            run.info.run.clone(),
-            run.info.method.clone(),
-            measure.text(run),
-            run.eval.as_ref().map_or("-".to_owned(), |eval| format!("{:.4}", eval.loss)),
-            format!("{}/{}", run.curve.len(), run.info.rounds),
-            units::seconds(run.time_s),
-            units::bytes(run.bytes.up),
-            units::bytes(run.bytes.down),
-            units::bytes(run.device_peak_bytes.max),
-            status_text(&run.status),
-        ]);
-    }
-    table
-}
-
-/// The measure that a set of runs is compared by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Measure {
-    Accuracy,
-    Perplexity,
-}
-
-impl Measure {
-    /// Perplexity where no run has an accuracy and one has a perplexity.
-    pub(crate) fn of(runs: &[&Summary]) -> Measure {
-        let any = |get: fn(&Summary) -> Option<f64>| runs.iter().any(|run| get(run).is_some());
-        let accuracy = any(|run| run.eval.as_ref()?.accuracy);
-        let perplexity = any(|run| run.eval.as_ref()?.perplexity);
-        if perplexity && !accuracy { Measure::Perplexity } else { Measure::Accuracy }
-    }
-
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Measure::Accuracy => "accuracy",
-            Measure::Perplexity => "perplexity",
+/// `16,000`.
+pub(crate) fn grouped(count: u64) -> String {
+    let digits = count.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
         }
+        text.push(digit);
     }
-
-    pub(crate) fn text(self, run: &Summary) -> String {
-        let eval = run.eval.as_ref();
-        match self {
-            Measure::Accuracy => eval.and_then(|eval| eval.accuracy).map(|value| format!("{value:.4}")),
-            Measure::Perplexity => eval.and_then(|eval| eval.perplexity).map(|value| format!("{value:.3}")),
-        }
-        .unwrap_or("-".to_owned())
-    }
+    text
 }

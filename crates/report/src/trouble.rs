@@ -2,6 +2,7 @@
 
 use base::{Node, Time};
 use serde::{Deserialize, Serialize};
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 /// The ways in which work is lost or repeated.
@@ -70,6 +71,7 @@ impl Troubles {
         self.0.entry(key).or_insert(Tally { count: 0, time, node }).count += 1;
     }
 
+    /// By kind, the most frequent reason first.
     pub(crate) fn rows(&self) -> Vec<Trouble> {
         let row = |((kind, reason), tally): (&(TroubleKind, String), &Tally)| Trouble {
             kind: *kind,
@@ -78,6 +80,8 @@ impl Troubles {
             first_s: tally.time.seconds(),
             first_node: tally.node,
         };
-        self.0.iter().map(row).collect()
+        let mut rows: Vec<Trouble> = self.0.iter().map(row).collect();
+        rows.sort_by_key(|row| (row.kind, Reverse(row.count)));
+        rows
     }
 }

@@ -153,7 +153,8 @@ fn the_shape_of_summary_json() {
     assert_eq!(json["eval"], serde_json::json!({"loss": 0.5, "examples": 40, "accuracy": 0.75}));
     let point = serde_json::json!({
         "round": 1, "time_s": 6.0, "accuracy": 0.75, "loss": 0.5, "train_loss": 0.6, "bytes_up": 57,
-        "bytes_down": 300, "opened_s": 1.0, "cohort": 3, "counted": 1, "lost": 2, "jobs": 2
+        "bytes_down": 300, "opened_s": 1.0, "cohort": 3, "counted": 1, "lost": 2,
+        "lost_to": {"deadline": 1, "refused": 1}, "jobs": 2
     });
     assert_eq!(json["curve"], serde_json::json!([point]));
     assert_eq!(json["bytes"], serde_json::json!({"up": 57, "down": 300}));

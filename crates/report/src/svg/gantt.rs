@@ -9,21 +9,34 @@ use base::{Time, units};
 const WIDTH: f64 = 1040.0;
 const LEFT: f64 = 132.0;
 const RIGHT: f64 = 1034.0;
-const TOP: f64 = 20.0;
+const TOP: f64 = 22.0;
+/// Up to this many rows are set wide enough for text of the usual size.
+const ROOMY: usize = 32;
 
 /// The chart of a fold over `0..end`.
 pub(crate) fn chart(fold: &Fold, end: Time, clock: &str) -> String {
-    let devices = fold.timeline.devices();
-    let pitch = if devices.len() > 32 { 11.0 } else { 15.0 };
+    let mut devices = fold.timeline.devices();
+    devices.sort_by_key(|(node, _)| (fold.class(*node), *node));
+    let (pitch, text) = if devices.len() > ROOMY { (11.0, "tick small") } else { (15.0, "tick") };
     let bottom = TOP + pitch * (devices.len() + 1) as f64 + 10.0;
     let axis = Axis::over(Quantity::Seconds, [0.0, end.seconds()].into_iter(), 8);
     let mut plot = Plot { svg: Svg::new(WIDTH, bottom + 34.0, "who trained when"), axis, end, pitch };
     plot.rounds(&fold.curve, bottom);
-    plot.row(TOP + 2.0, "server", "", &fold.timeline.server);
-    plot.svg.line("grid", 0.0, TOP + pitch + 4.0, RIGHT, TOP + pitch + 4.0);
+    let middle = pitch / 2.0 + 1.5;
+    plot.svg.words(&format!("{text} strong"), 0.0, TOP + middle, Anchor::Start, "server");
+    plot.row(TOP, "server", &fold.timeline.server);
+    let mut above = None;
     for (index, (node, row)) in devices.iter().enumerate() {
         let y = TOP + 6.0 + pitch * (index + 1) as f64;
-        plot.row(y, &format!("{}", node.0), fold.class(*node), row);
+        plot.svg.words(text, LEFT - 8.0, y + middle, Anchor::End, &node.0.to_string());
+        let class = fold.class(*node);
+        if above != Some(class) {
+            let short: String = class.chars().take(16).collect();
+            plot.svg.line("grid", 0.0, y - 2.0, RIGHT, y - 2.0);
+            plot.svg.words(&format!("{text} strong"), 0.0, y + middle, Anchor::Start, &short);
+            above = Some(class);
+        }
+        plot.row(y, &node.to_string(), row);
     }
     plot.time_axis(bottom, clock);
     plot.svg.finish()
@@ -61,11 +74,7 @@ impl Plot {
         self.svg.words("label", 0.0, TOP - 7.0, Anchor::Start, "round");
     }
 
-    fn row(&mut self, y: f64, name: &str, class: &str, row: &Row) {
-        let middle = y + self.pitch / 2.0;
-        self.svg.words("tick strong", 30.0, middle + 1.5, Anchor::End, name);
-        let class: String = class.chars().take(16).collect();
-        self.svg.words("tick", 36.0, middle + 1.5, Anchor::Start, &class);
+    fn row(&mut self, y: f64, name: &str, row: &Row) {
         let tall = self.pitch - 5.0;
         let lanes = [
             (Activity::Away, "away", 0.0, tall, "away"),
@@ -82,7 +91,7 @@ impl Plot {
             }
         }
         for lost in &row.lost {
-            let (x, half) = (self.at(*lost), tall / 2.0 - 1.0);
+            let (x, half) = (self.at(*lost), tall / 2.0 - 1.4);
             let centre = y + tall / 2.0;
             self.svg.line("lost", x - half, centre - half, x + half, centre + half);
             self.svg.line("lost", x - half, centre + half, x + half, centre - half);

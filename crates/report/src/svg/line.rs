@@ -31,13 +31,21 @@ const DOTS: usize = 40;
 /// Up to this many points a curve carries tool tips.
 const TIPS: usize = 300;
 
+/// Totals of bytes this many times apart do not fit an even axis.
+const FAR: f64 = 20.0;
+
 /// The figure of some curves: `y` against `x`.
 pub(crate) fn chart(x: Measure, y: Measure, series: &[Series]) -> String {
     let points = || series.iter().flat_map(|curve| &curve.points);
-    let along = Axis::over(x.quantity, points().map(|point| point.0), 5);
+    let along = along(x.quantity, series);
     let up = Axis::over(y.quantity, points().map(|point| point.1), 4);
     let mut svg = Svg::new(WIDTH, HEIGHT, &format!("{} against {}", y.name, x.name));
     svg.words("title", 0.0, 13.0, Anchor::Start, y.name);
+    if let [curve] = series
+        && let Some((_, last)) = curve.points.last()
+    {
+        svg.words("tick", RIGHT, 13.0, Anchor::End, &format!("{last:.4}"));
+    }
     let at_x = |value: f64| LEFT + (RIGHT - LEFT) * along.place(value);
     let at_y = |value: f64| BOTTOM - (BOTTOM - TOP) * up.place(value);
     for tick in &up.ticks {
@@ -69,6 +77,18 @@ pub(crate) fn chart(x: Measure, y: Measure, series: &[Series]) -> String {
         }
     }
     svg.finish()
+}
+
+/// Curves of bytes that end far apart are spread by powers of ten.
+fn along(quantity: Quantity, series: &[Series]) -> Axis {
+    let values = || series.iter().flat_map(|curve| &curve.points).map(|point| point.0);
+    let ends = || series.iter().filter_map(|curve| curve.points.last()).map(|point| point.0);
+    let (least, most) = (ends().fold(f64::INFINITY, f64::min), ends().fold(0.0, f64::max));
+    if quantity == Quantity::Bytes && most > FAR * least {
+        Axis::of_bytes(values())
+    } else {
+        Axis::over(quantity, values(), 5)
+    }
 }
 
 fn tidy(value: f64) -> String {

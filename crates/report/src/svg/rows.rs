@@ -48,25 +48,31 @@ pub(crate) struct Marks {
     pub budget: Option<u64>,
 }
 
+impl Marks {
+    fn text(&self) -> String {
+        let measured = units::bytes(self.measured);
+        self.budget.map_or(measured.clone(), |budget| format!("{measured} of {}", units::bytes(budget)))
+    }
+}
+
 /// Measured and priced bytes against the budget, on one logarithmic line for all classes.
 pub(crate) fn memory(title: &str, groups: &[Marks]) -> String {
     let row_height = 34.0;
     let bottom = TOP + row_height * groups.len() as f64 + 4.0;
-    let all = || groups.iter().flat_map(|group| [group.measured, group.priced, group.budget.unwrap_or(0)]);
-    let low = decade(all().filter(|bytes| *bytes > 0).min().unwrap_or(1)).floor();
-    let high = decade(all().max().unwrap_or(10)).ceil().max(low + 1.0);
-    let at =
-        |bytes: f64| LEFT + 6.0 + (RIGHT - LEFT - 30.0) * (bytes.max(1.0).log10() - low) / (high - low);
+    let all = groups.iter().flat_map(|group| [group.measured, group.priced, group.budget.unwrap_or(0)]);
+    let axis = Axis::of_bytes(all.map(|bytes| bytes as f64));
+    let at = |bytes: f64| LEFT + 18.0 + (RIGHT - LEFT - 42.0) * axis.place(bytes);
     let mut svg = Svg::new(WIDTH, bottom + 20.0, title);
     svg.words("title", 0.0, 13.0, Anchor::Start, title);
-    for power in low as i32..=high as i32 {
-        let x = at(10f64.powi(power));
+    for tick in &axis.ticks {
+        let x = at(*tick);
         svg.line("grid", x, TOP, x, bottom);
-        svg.words("tick", x, bottom + 13.0, Anchor::Middle, &short(10f64.powi(power)));
+        svg.words("tick", x, bottom + 13.0, Anchor::Middle, &axis.label(*tick));
     }
     for (row, group) in groups.iter().enumerate() {
         let y = TOP + row_height * row as f64 + 24.0;
-        svg.words("label", LEFT, y - 11.0, Anchor::Start, &group.name);
+        svg.words("label halo", LEFT, y - 11.0, Anchor::Start, &group.name);
+        svg.words("tick halo", RIGHT, y - 11.0, Anchor::End, &group.text());
         let (measured, priced) = (at(group.measured as f64), at(group.priced as f64));
         let end = group.budget.map_or(priced, |budget| at(budget as f64));
         svg.line("axis", measured, y, end.max(priced), y);
@@ -79,13 +85,4 @@ pub(crate) fn memory(title: &str, groups: &[Marks]) -> String {
         svg.circle("dot s0", measured, y, 3.0, &tip("measured", group.measured));
     }
     svg.finish()
-}
-
-fn decade(bytes: u64) -> f64 {
-    (bytes.max(1) as f64).log10()
-}
-
-/// A power of ten in bytes: `10 MB`.
-fn short(bytes: f64) -> String {
-    units::bytes(bytes as u64).replace(".0 ", " ")
 }

@@ -137,7 +137,7 @@ impl Run<'_> {
             let fact = Fact::Refused {
                 job: self.job,
                 label: "train".into(),
-                need: 4_600_000_000,
+                need: member.memory_bytes / 8 * 9,
                 budget: member.memory_bytes,
             };
             self.put(begin, member.node, fact);

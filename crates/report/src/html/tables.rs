@@ -1,0 +1,149 @@
+//! The tables of a report.
+
+use crate::comparison::comparison_table;
+use crate::fold::{Point, Totals};
+use crate::summary::Summary;
+use crate::svg::escape;
+use crate::table::{Table, grouped};
+use base::{SERVER, units};
+
+type Column = (&'static str, fn(&Point) -> Option<f64>);
+
+const MEASURES: [Column; 5] = [
+    ("train loss", |point| point.train_loss),
+    ("loss", |point| point.loss),
+    ("accuracy", |point| point.accuracy),
+    ("macro-F1", |point| point.macro_f1),
+    ("perplexity", |point| point.perplexity),
+];
+
+/// Every round as a row, folded away.
+pub(super) fn rounds(run: &Summary) -> String {
+    let any = |get: fn(&Point) -> Option<f64>| run.curve.iter().any(|point| get(point).is_some());
+    let columns: Vec<_> = MEASURES.into_iter().filter(|(_, get)| any(*get)).collect();
+    let mut head = vec!["round", "ended at"];
+    head.extend(columns.iter().map(|(name, _)| *name));
+    head.extend(["counted", "lost", "jobs", "up so far", "down so far"]);
+    let mut table = Table::new(0, head);
+    for point in &run.curve {
+        let mut row = vec![point.round.to_string(), units::seconds(point.time_s)];
+        row.extend(columns.iter().map(|(_, get)| get(point).map_or(String::new(), |v| format!("{v:.4}"))));
+        row.push(format!("{}/{}", point.counted, point.cohort));
+        row.extend([point.lost.to_string(), grouped(point.jobs)]);
+        row.extend([units::bytes(point.bytes_up), units::bytes(point.bytes_down)]);
+        table.row(row);
+    }
+    format!("<details><summary>every round</summary>\n{}</details>\n", html(&table))
+}
+
+/// What was lost and why.
+pub(super) fn troubles(run: &Summary) -> String {
+    if run.troubles.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(2, ["what", "why", "times", "first at", "first on"]);
+    for row in &run.troubles {
+        let (what, why) = (row.kind.name().to_owned(), row.reason.clone());
+        let (first, node) = (units::seconds(row.first_s), row.first_node.to_string());
+        table.row(vec![what, why, grouped(row.count), first, node]);
+    }
+    format!("<h2>What was lost and why</h2>\n{}", html(&table))
+}
+
+/// The device classes, one a row, and the server.
+pub(super) fn fleet(run: &Summary) -> String {
+    let mut table = Table::new(1, FLEET);
+    run.classes.iter().for_each(|(class, totals)| table.row(class_row(run, class, totals)));
+    let absent = run.info.fleet.iter().filter(|row| !run.classes.contains_key(&row.class));
+    absent.for_each(|row| table.row(class_row(run, &row.class, &Totals::default())));
+    table.row(server_row(run));
+    let note = "Peak: the most one node held at once. Busy: summed over nodes.";
+    format!("{}<p class=\"note\">{note}</p>\n", html(&table))
+}
+
+const FLEET: [&str; 16] = [
+    "class",
+    "devices",
+    "examples",
+    "speed",
+    "memory",
+    "peak",
+    "up link",
+    "down link",
+    "jobs",
+    "busy",
+    "sent",
+    "received",
+    "counted",
+    "lost",
+    "refused",
+    "killed",
+];
+
+fn class_row(run: &Summary, class: &str, totals: &Totals) -> Vec<String> {
+    let mut row = vec![class.to_owned()];
+    match run.info.class(class) {
+        Some(known) => row.extend([
+            grouped(u64::from(known.devices)),
+            grouped(known.examples),
+            format!("{}/s", units::flops(known.flops_per_s)),
+            units::bytes(known.memory_bytes),
+        ]),
+        None => row.extend([totals.joined.to_string(), dash(), dash(), dash()]),
+    }
+    row.push(run.device_bytes(class).map_or_else(dash, |memory| units::bytes(memory.measured)));
+    match run.info.class(class) {
+        Some(known) => row.extend([rate(known.up_bytes_per_s), rate(known.down_bytes_per_s)]),
+        None => row.extend([dash(), dash()]),
+    }
+    row.extend([grouped(totals.jobs), units::seconds(totals.busy_ns as f64 / 1e9)]);
+    row.extend([units::bytes(totals.bytes_up), units::bytes(totals.bytes_down)]);
+    row.extend([totals.counted, totals.lost, totals.refused, totals.killed].map(grouped));
+    row
+}
+
+fn server_row(run: &Summary) -> Vec<String> {
+    let totals = &run.server;
+    let mut row = vec![SERVER.to_string()];
+    row.extend((0..4).map(|_| String::new()));
+    row.push(units::bytes(run.server_peak_bytes));
+    row.extend([String::new(), String::new()]);
+    row.extend([grouped(totals.jobs), units::seconds(totals.busy_ns as f64 / 1e9)]);
+    row.extend([units::bytes(run.bytes.down), units::bytes(run.bytes.up)]);
+    row.extend([String::new(), String::new(), totals.refused.to_string(), totals.killed.to_string()]);
+    row
+}
+
+fn dash() -> String {
+    "–".to_owned()
+}
+
+/// Beyond any link: a rate that stands for none.
+const UNLIMITED: f64 = 1e15;
+
+fn rate(bytes_per_s: f64) -> String {
+    if bytes_per_s < UNLIMITED {
+        format!("{}/s", units::bytes(bytes_per_s as u64))
+    } else {
+        "no limit".to_owned()
+    }
+}
+
+/// Runs side by side.
+pub(super) fn comparison(runs: &[&Summary]) -> String {
+    html(&comparison_table(runs))
+}
+
+fn html(table: &Table) -> String {
+    let mut text = "<div class=\"scroll\"><table>\n".to_owned();
+    for (index, row) in table.rows().iter().enumerate() {
+        let element = if index == 0 { "th" } else { "td" };
+        text += "<tr>";
+        for (column, cell) in row.iter().enumerate() {
+            let class = if column < table.words() { " class=\"words\"" } else { "" };
+            text += &format!("<{element}{class}>{}</{element}>", escape(cell));
+        }
+        text += "</tr>\n";
+    }
+    text + "</table></div>\n"
+}
