@@ -1,5 +1,6 @@
 //! Where two runs part: the first record that differs, and the figures that differ in the end.
 
+use crate::fold::Point;
 use crate::summary::{Summary, status_text};
 use base::Time;
 use federation::{Fact, Record};
@@ -58,28 +59,52 @@ pub fn diff_traces<E>(
     }
 }
 
-/// The figures of two summaries that differ: those of the run's set-up, then those of its end.
+/// The figures of two summaries that differ: those of the run's set-up, then those of its end, then
+/// those of the first round whose numbers (not times) differ.
 pub fn diff_summaries(left: &Summary, right: &Summary) -> Vec<Difference> {
-    let (left, right) = (headline(left), headline(right));
-    let names = left.iter().map(|(name, _)| *name);
-    let pairs = names.zip(left.iter().zip(&right));
-    let differs = pairs.filter(|(_, ((_, a), (_, b)))| a != b);
-    differs
-        .map(|(name, ((_, a), (_, b)))| Difference {
-            field: name.to_owned(),
-            left: a.clone(),
-            right: b.clone(),
+    let mut all = differing(&headline(left), &headline(right));
+    let rounds = left.curve.iter().zip(&right.curve);
+    let first =
+        rounds.map(|(left, right)| differing(&numbers(left), &numbers(right))).find(|row| !row.is_empty());
+    all.extend(first.into_iter().flatten());
+    all
+}
+
+type Figures = Vec<(String, String)>;
+
+/// The figures in which two lists of the same names differ.
+fn differing(left: &Figures, right: &Figures) -> Vec<Difference> {
+    let pairs = left.iter().zip(right).filter(|(left, right)| left != right);
+    pairs
+        .map(|((field, left), (_, right))| Difference {
+            field: field.clone(),
+            left: left.clone(),
+            right: right.clone(),
         })
         .collect()
 }
 
+fn number(value: Option<f64>) -> String {
+    value.map_or("none".to_owned(), |value| value.to_string())
+}
+
+/// What a round's weights decide.
+fn numbers(point: &Point) -> Figures {
+    let name = |field: &str| format!("round {} {field}", point.round);
+    vec![
+        (name("counted"), format!("{} of {}", point.counted, point.cohort)),
+        (name("train_loss"), number(point.train_loss)),
+        (name("loss"), number(point.loss)),
+        (name("accuracy"), number(point.accuracy)),
+    ]
+}
+
 /// What of a summary is worth comparing; the run's id and its real time always differ.
-fn headline(run: &Summary) -> Vec<(&'static str, String)> {
+fn headline(run: &Summary) -> Figures {
     let info = &run.info;
     let hash = run.weights_hash.clone().unwrap_or("none".to_owned());
     let eval = run.eval.clone().unwrap_or_default();
-    let number = |value: Option<f64>| value.map_or("none".to_owned(), |value| value.to_string());
-    vec![
+    let figures = [
         ("method", info.method.clone()),
         ("model", info.model.clone()),
         ("dataset", info.dataset.clone()),
@@ -99,7 +124,8 @@ fn headline(run: &Summary) -> Vec<(&'static str, String)> {
         ("server_peak_bytes", run.server_peak_bytes.to_string()),
         ("weights_hash", hash),
         ("trace_hash", run.trace_hash.clone()),
-    ]
+    ];
+    figures.map(|(name, figure)| (name.to_owned(), figure)).to_vec()
 }
 
 fn fields(left: Option<&Record>, right: Option<&Record>) -> Vec<Difference> {

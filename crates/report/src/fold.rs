@@ -127,7 +127,6 @@ pub struct Fold {
     pub messages: u64,
     /// Messages whose arrival is not in the trace: lost ones in simulation, all on a real network.
     pub unarrived: u64,
-    pub restored: u64,
     pub status: Option<Status>,
     troubles: Troubles,
     devices: BTreeMap<Node, Device>,
@@ -187,7 +186,8 @@ impl Fold {
                 self.totals(node).killed += 1;
                 self.away(TroubleKind::Killed, t, node, *until);
             }
-            Fact::Restored { .. } => self.restored += 1,
+            // The kill that came before it is counted.
+            Fact::Restored { .. } => {}
             Fact::Offline { until } => self.away(TroubleKind::Offline, t, node, *until),
         }
     }

@@ -61,7 +61,7 @@ fn body(run: &Run) -> String {
     text += &figures::classes(summary);
     text += &tables::fleet(summary);
     if let Some(svg) = run.partition_svg {
-        text += &format!("<h2>Who holds what</h2>\n<figure class=\"wide\">{svg}</figure>\n");
+        text += &format!("<h2>Who holds what</h2>\n<figure class=\"holdings\">{svg}</figure>\n");
     }
     if let Some(scenario) = run.scenario {
         let scenario = escape(scenario);

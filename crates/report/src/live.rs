@@ -54,6 +54,7 @@ pub struct Live {
 #[serde(tag = "event", rename_all = "kebab-case")]
 enum Line<'a> {
     Run(&'a RunInfo),
+    Resumed { rounds: u32 },
     Round(&'a Point),
     End(End<'a>),
 }
@@ -102,6 +103,17 @@ impl Live {
             Style::Bars | Style::Plain => live.text(&progress::head(info))?,
         }
         Ok(live)
+    }
+
+    /// The run goes on from `fold`, which an earlier process began.
+    pub fn resumed(&mut self, fold: &Fold) -> io::Result<()> {
+        let rounds = fold.curve.last().map_or(0, |point| point.round);
+        self.bar.set_position(u64::from(rounds));
+        self.bar.reset_eta();
+        match self.style {
+            Style::Json => self.json(&Line::Resumed { rounds }),
+            Style::Bars | Style::Plain => self.text(&progress::resumed(rounds)),
+        }
     }
 
     /// A record has come and is in the fold; `elapsed` is the real time since the run began.

@@ -21,6 +21,11 @@ pub(crate) fn head(info: &RunInfo) -> String {
     text
 }
 
+/// How much of the run an earlier process did.
+pub(crate) fn resumed(rounds: u32) -> String {
+    format!("resumed after {}\n", count(rounds, "round"))
+}
+
 /// `[ROUND i/N]` as a tree. `before` is the round before it, `took` its real time.
 pub(crate) fn round(info: &RunInfo, before: Option<&Point>, point: &Point, took: Duration) -> String {
     let mut leaves = vec![train_leaf(point, took)];

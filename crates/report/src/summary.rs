@@ -2,7 +2,7 @@
 
 use crate::file::write_atomically;
 use crate::fold::{Fold, Point, Totals};
-use crate::run_info::RunInfo;
+use crate::run_info::{Clock, RunInfo};
 use crate::trouble::Trouble;
 use base::Time;
 use federation::{Eval, Status};
@@ -39,6 +39,9 @@ pub struct Summary {
     pub device_peak_bytes: Peaks,
     pub server_peak_bytes: u64,
     pub messages: u64,
+    /// How many the network lost; known in simulation only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub messages_lost: Option<u64>,
     /// What devices did and took, by class.
     #[serde(default)]
     pub classes: BTreeMap<String, Totals>,
@@ -110,6 +113,7 @@ impl Summary {
             device_peak_bytes: Peaks::of(info, &classes),
             server_peak_bytes: fold.server.job_peak_bytes,
             messages: fold.messages,
+            messages_lost: Some(fold.unarrived).filter(|_| info.clock == Clock::Virtual),
             classes,
             server: fold.server.clone(),
             troubles: fold.troubles(),

@@ -45,7 +45,7 @@ impl Svg {
         let (width, height) = (px(width), px(height));
         let title = escape(title);
         let text = format!(
-            "<svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{title}\" xmlns=\"http://www.w3.org/2000/svg\">"
+            "<svg class=\"plot\" viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{title}\" xmlns=\"http://www.w3.org/2000/svg\">"
         );
         Svg { text }
     }

@@ -83,4 +83,10 @@ fn summaries_differ_in_what_matters_and_not_in_names_and_real_time() {
     let other = diff_summaries(&left, &summary(&Shape { update: 310_000, ..EMOTION }, 1.0, "b"));
     let fields: Vec<&str> = other.iter().map(|row| row.field.as_str()).collect();
     assert_eq!(fields, ["time_s", "bytes.up", "bytes.down", "trace_hash"]);
+
+    let mut right = left.clone();
+    right.curve[3].train_loss = None;
+    right.curve[5].train_loss = None;
+    let other = diff_summaries(&left, &right);
+    assert_eq!(other.iter().map(|row| row.field.as_str()).collect::<Vec<_>>(), ["round 4 train_loss"]);
 }

@@ -156,3 +156,23 @@ fn an_empty_round() {
         paper.text()
     );
 }
+
+#[test]
+fn a_resumed_run_goes_on_counting() {
+    let (paper, info) = (Paper::default(), synthetic::info(&TWO_ROUNDS));
+    let mut live = Live::new(Style::Plain, &info, Box::new(paper.clone())).unwrap();
+    let trace = synthetic::trace(&TWO_ROUNDS);
+    let cut = trace.iter().position(|record| matches!(record.fact, Fact::RoundClosed { .. })).unwrap() + 1;
+    let mut fold = Fold::of(&trace[..cut]);
+    live.resumed(&fold).unwrap();
+    for record in &trace[cut..] {
+        fold.push(record);
+        live.update(record, &fold, Duration::from_secs(1)).unwrap();
+    }
+    let (before, after) =
+        paper.text().split_once("resumed after 1 round\n").map(|(a, b)| (a.len(), b.to_owned())).unwrap();
+    assert!(
+        before > 0 && after.starts_with("[ROUND 2/2]\n") && after.contains("moved   2.5 MB up"),
+        "{after}"
+    );
+}

@@ -212,5 +212,5 @@ fn cross_key() -> String {
 }
 
 fn key(shape: &str) -> String {
-    format!("<svg viewBox=\"0 0 20 10\" aria-hidden=\"true\">{shape}</svg>")
+    format!("<svg class=\"plot\" viewBox=\"0 0 20 10\" aria-hidden=\"true\">{shape}</svg>")
 }

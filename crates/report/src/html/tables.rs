@@ -57,8 +57,14 @@ pub(super) fn fleet(run: &Summary) -> String {
     let absent = run.info.fleet.iter().filter(|row| !run.classes.contains_key(&row.class));
     absent.for_each(|row| table.row(class_row(run, &row.class, &Totals::default())));
     table.row(server_row(run));
-    let note = "Peak: the most one node held at once. Busy: summed over nodes.";
-    format!("{}<p class=\"note\">{note}</p>\n", html(&table))
+    let lost = run
+        .messages_lost
+        .map_or(String::new(), |lost| format!(", of which the network lost {}", grouped(lost)));
+    format!(
+        "{}<p class=\"note\">Peak: the most one node held at once. Busy: summed over nodes. {} messages{lost}.</p>\n",
+        html(&table),
+        grouped(run.messages)
+    )
 }
 
 const FLEET: [&str; 16] = [

@@ -17,6 +17,9 @@ pub(crate) enum Quantity {
     Bytes,
 }
 
+/// As many powers of ten fit beside each other.
+const LABELS: i32 = 7;
+
 /// How values are spread along an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Spread {
@@ -61,7 +64,8 @@ impl Axis {
         let (low, high) = range(values.filter(|value| *value >= 1.0)).unwrap_or((1.0, 10.0));
         let (first, last) = (low.log10().floor() as i32, high.log10().ceil() as i32);
         let last = last.max(first + 1);
-        let ticks = (first..=last).map(|power| 10f64.powi(power)).collect();
+        let stride = ((last - first) / LABELS + 1) as usize;
+        let ticks = (first..=last).step_by(stride).map(|power| 10f64.powi(power)).collect();
         let (low, high) = (f64::from(first), f64::from(last));
         Axis { ticks, unit: 1.0, unit_name: "", low, high, step: 1.0, spread: Spread::Logarithmic }
     }
@@ -130,6 +134,8 @@ mod tests {
         assert_eq!(labels(Quantity::Bytes, &[0.0, 24.7e6]), ("0 10 20".into(), "MB"));
         let wide = Axis::of_bytes([0.0, 151e3, 682e6].into_iter());
         let text: Vec<String> = wide.ticks.iter().map(|tick| wide.label(*tick)).collect();
+        let wider = Axis::of_bytes([7.0, 2e9].into_iter());
+        assert_eq!(wider.ticks, [1e0, 1e2, 1e4, 1e6, 1e8, 1e10]);
         assert_eq!(text.join(", "), "100 kB, 1 MB, 10 MB, 100 MB, 1 GB");
         assert_eq!([0.0, 1e5, 1e7, 1e9].map(|bytes| wide.place(bytes)), [0.0, 0.0, 0.5, 1.0]);
         assert_eq!(labels(Quantity::Plain, &[]), ("0 0.5 1.0".into(), ""));
