@@ -493,6 +493,7 @@ impl<S: Side> Machine for Coordinator<S> {
         self.try_open(turn);
         self.run_queue(turn);
         self.state.roster.flush(now, turn.fx);
+        self.state.jobs.flush(turn.fx);
         match &self.state.phase {
             Phase::Stopped(status) => turn.fx.stop = Some(status.clone()),
             Phase::Gathering => self.alarm.set(self.state.roster.next_due(), turn.fx),

@@ -13,11 +13,14 @@ use std::sync::Arc;
 pub(crate) struct Jobs<S: Side> {
     next: JobId,
     open: BTreeMap<JobId, S::Job>,
+    /// Given up since the driver was last told so.
+    #[serde(skip)]
+    abandoned: Vec<JobId>,
 }
 
 impl<S: Side> Jobs<S> {
     pub fn new() -> Jobs<S> {
-        Jobs { next: 0, open: BTreeMap::new() }
+        Jobs { next: 0, open: BTreeMap::new(), abandoned: Vec::new() }
     }
 
     /// Ask for a job.
@@ -41,7 +44,12 @@ impl<S: Side> Jobs<S> {
 
     /// Give up all jobs: the round they belong to is over.
     pub fn clear(&mut self) {
-        self.open.clear();
+        self.abandoned.extend(std::mem::take(&mut self.open).into_keys());
+    }
+
+    /// Tell the driver what was given up.
+    pub fn flush(&mut self, fx: &mut Effects) {
+        fx.abandoned.append(&mut self.abandoned);
     }
 
     pub fn is_empty(&self) -> bool {

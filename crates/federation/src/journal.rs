@@ -104,6 +104,14 @@ impl Durable {
         Revived { durable, tasks: fx.tasks, replayed }
     }
 
+    /// As [`Durable::revive`], but the journal stays what it was: for a driver that was itself at rest and
+    /// goes on as if nothing had happened to the node.
+    pub fn resume(journal: Journal, build: impl Fn() -> Box<dyn Machine>) -> Revived {
+        let mut revived = Durable::revive(journal.clone(), build);
+        revived.durable.journal = journal;
+        revived
+    }
+
     /// What is on disk at this instant.
     pub fn journal(&self) -> &Journal {
         &self.journal

@@ -17,7 +17,8 @@
 //! 2. It feeds [`Input::Timer`] at or after each requested time. A spurious timer is always allowed,
 //!    and one is fed after every restore: machines re-arm what they wait for.
 //! 3. It runs a [`Task`] at most once per life of the process and answers with [`Input::Done`], or with
-//!    [`Input::Refused`] when its price does not fit the node's memory.
+//!    [`Input::Refused`] when its price does not fit the node's memory. Of a task that the machine has
+//!    abandoned it may say nothing.
 //! 4. Messages may be lost, doubled, delayed and reordered, and their bodies damaged. Machines number,
 //!    check and repeat them. Two things only the driver's channel can prove: who a message is from, and
 //!    that a blob's content is whole (TLS, content addresses).

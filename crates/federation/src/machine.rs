@@ -41,6 +41,8 @@ pub enum Input {
 pub struct Effects {
     pub sends: Vec<(Node, Packet)>,
     pub tasks: Vec<Task>,
+    /// Tasks whose results are not wanted any more: the driver may skip or stop them.
+    pub abandoned: Vec<JobId>,
     pub timers: Vec<Time>,
     pub records: Vec<Record>,
     /// A round has ended here: a good moment for a snapshot.

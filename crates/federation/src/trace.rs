@@ -35,7 +35,8 @@ pub enum Fact {
     /// Server: the run ended.
     Stopped { status: Status },
 
-    /// Driver: a job ran from `begin` to this record's time.
+    /// Driver: a job ran from `begin` to this record's time. One that was stopped half way because its
+    /// result was not wanted any more counts the operations until then, and its peak is not known: 0.
     Ran { job: JobId, label: String, begin: Time, flops: u64, priced_bytes: u64, peak_bytes: u64 },
     /// Driver: a job's price does not fit this node.
     Refused { job: JobId, label: String, need: u64, budget: u64 },

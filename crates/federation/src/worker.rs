@@ -274,6 +274,7 @@ impl<S: Side> Machine for Worker<S> {
             Input::Lost(_) => {}
         }
         self.state.link.flush(now, SERVER, fx);
+        self.state.jobs.flush(fx);
         fx.checkpoint |= self.is_idle() && !was_idle;
         let again = match &self.state.phase {
             Phase::Knocking { again, .. } => Some(*again),

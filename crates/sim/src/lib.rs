@@ -1,15 +1,24 @@
+mod agenda;
 mod availability;
+mod checkpoint;
 mod config;
 pub mod faults;
 pub mod fleet;
+mod host;
 mod link;
+pub mod local;
+mod output;
+mod pool;
 pub mod profiles;
+mod virtual_time;
 pub mod weather;
 
 pub use availability::Availability;
+pub use checkpoint::Checkpoint;
 pub use config::{ConfigError, SimConfig};
 pub use faults::FaultsConfig;
 pub use fleet::{Fleet, FleetConfig};
+pub use output::{Ended, Output, SimError, TraceHash};
 pub use profiles::{PROFILES, Profile};
+pub use virtual_time::run;
 pub use weather::{ServerLink, WeatherConfig};
-mod pool;
