@@ -1,9 +1,7 @@
 //! Sameness under virtual time: on any number of threads, through kills, and across interruptions.
 
-mod common;
-
+use crate::average::{Price, Run, drive, federation, finish, plan, price};
 use base::{Packet, Seed};
-use common::{Price, Run, drive, federation, finish, plan, price};
 use federation::{CohortConfig, Fact, Federation, Pace, Status};
 use sim::{Availability, Checkpoint, FaultsConfig, SimConfig, SimError, WeatherConfig};
 use undertone_sim as sim;
@@ -180,7 +178,7 @@ fn a_checkpoint_of_another_run_is_refused() {
     let federation = federation(plan(12, 3, synchronous()), price());
     let first = drive(sim::run, &federation, &calm(1), 20, None).unwrap();
     let checkpoint = first.ended.checkpoint.unwrap();
-    for driver in [sim::run as common::Driver, sim::local::run] {
+    for driver in [sim::run as crate::average::Driver, sim::local::run] {
         let error =
             drive(driver, &federation, &calm(2), usize::MAX, Some(checkpoint.clone())).err().unwrap();
         assert!(matches!(error, SimError::Foreign { .. }), "{error}");
