@@ -23,17 +23,21 @@ pub struct Price {
     pub bytes: u64,
 }
 
+/// Trains in steps, one job each. What it keeps between them is private, so a kill must not lose it; it
+/// keeps nothing from round to round, since a log of who was counted does not tell who heard what.
 #[derive(Serialize, Deserialize)]
 pub struct Device {
     node: Node,
-    /// Grows with each round this device works in: private state that a kill must not lose.
-    momentum: f32,
+    /// Steps still to do in this round.
+    left: u32,
 }
+
+const STEPS: u32 = 2;
 
 #[derive(Serialize, Deserialize, Clone)]
 pub struct Step {
     node: Node,
-    momentum: f32,
+    left: u32,
     weights: Blob,
 }
 
@@ -51,10 +55,17 @@ impl Side for Device {
     fn handle(&mut self, event: Event<Self>, cx: &mut Cx<Self>) {
         match event {
             Event::Message { body, .. } => {
-                self.momentum = self.momentum * 0.9 + 0.1;
-                cx.run(Step { node: self.node, momentum: self.momentum, weights: body });
+                self.left = STEPS;
+                cx.run(Step { node: self.node, left: self.left, weights: body });
             }
-            Event::Done(update) => cx.send(SERVER, update),
+            Event::Done(weights) => {
+                self.left -= 1;
+                if self.left == 0 {
+                    cx.send(SERVER, weights);
+                } else {
+                    cx.run(Step { node: self.node, left: self.left, weights });
+                }
+            }
             Event::Open { .. } | Event::Lost(_) => {}
         }
     }
@@ -69,10 +80,9 @@ impl Side for Device {
 
     fn run(job: Step, bench: &Price, meter: &Meter) -> Result<Blob, Fault> {
         let _held = meter.charge(bench.bytes / 2).map_err(|error| Fault(error.to_string()))?;
-        let scale = 1.0 + job.node.0 as f32 / 7.0;
+        let scale = (1.0 + job.node.0 as f32 / 7.0) / job.left as f32;
         let moved = floats(&job.weights)?.into_iter().enumerate();
-        let moved: Vec<f32> =
-            moved.map(|(at, w)| w * 0.7 + job.momentum * scale / (1.0 + at as f32)).collect();
+        let moved: Vec<f32> = moved.map(|(at, w)| w * 0.7 + scale / (1.0 + at as f32)).collect();
         Ok(Blob::from_f32(&moved))
     }
 }
@@ -152,7 +162,7 @@ fn member(node: Node) -> Member {
 }
 
 pub fn price() -> Price {
-    Price { flops: 3_000_000_000, bytes: 800 }
+    Price { flops: 1_500_000_000, bytes: 800 }
 }
 
 pub fn plan(devices: u32, rounds: u32, cohort: CohortConfig) -> Plan {
@@ -169,7 +179,7 @@ pub fn federation(plan: Plan, price: Price) -> Federation {
             let side = Server { weights, waiting: 0, updates: BTreeMap::new() };
             return Box::new(Coordinator::new(side, bench.clone(), plan.clone(), Seed(11)));
         }
-        let side = Device { node, momentum: 0.0 };
+        let side = Device { node, left: 0 };
         Box::new(Worker::new(members[node.0 as usize - 1].clone(), side, bench.clone()))
     };
     let server = Member { flops_per_s: 1e10, memory_bytes: 1 << 30, ..member(SERVER) };

@@ -160,7 +160,7 @@ fn slower_links_longer_ways_and_slower_devices_take_longer() {
     let mut thin = federation(plan(12, 3, synchronous()), price());
     thin.devices.iter_mut().for_each(|member| member.up_bytes_per_s /= 10.0);
     assert!(run(&thin, &calm(1)).seconds() > base + 0.5);
-    let heavy = federation(plan(12, 3, synchronous()), Price { flops: 6_000_000_000, ..price() });
+    let heavy = federation(plan(12, 3, synchronous()), Price { flops: 3_000_000_000, ..price() });
     assert!(run(&heavy, &calm(1)).seconds() > base + 3.0 * 2.9);
 }
 
