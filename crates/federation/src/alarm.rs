@@ -2,9 +2,13 @@
 
 use crate::Effects;
 use base::Time;
+use serde::{Deserialize, Serialize};
 
 /// Asks the driver for the earliest time something is due, and for no second one before it rings.
-#[derive(Debug, Default)]
+///
+/// It is part of a snapshot, so that a node restored for a driver that still holds its timer does what it
+/// would have done; after a kill the timer that follows the restore rings it.
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Alarm(Option<Time>);
 
 impl Alarm {

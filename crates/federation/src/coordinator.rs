@@ -45,7 +45,6 @@ pub struct Coordinator<S: Side> {
     method: String,
     bench: Arc<S::Bench>,
     state: State<S>,
-    alarm: Alarm,
 }
 
 /// What a snapshot holds.
@@ -64,6 +63,7 @@ struct State<S: Side> {
     last_loss: String,
     /// Devices that refused a job for want of memory and were never counted since: need and budget.
     short: BTreeMap<Node, (u64, u64)>,
+    alarm: Alarm,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -109,8 +109,9 @@ impl<S: Side> Coordinator<S> {
             empty_rounds: 0,
             last_loss: String::new(),
             short: BTreeMap::new(),
+            alarm: Alarm::default(),
         };
-        Coordinator { plan, seed, method: String::new(), bench, state, alarm: Alarm::default() }
+        Coordinator { plan, seed, method: String::new(), bench, state }
     }
 
     /// Name the method, so that a device that speaks another one is told so.
@@ -476,7 +477,7 @@ impl<S: Side> Machine for Coordinator<S> {
             _ if stopped => {}
             Input::Start => {}
             Input::Timer => {
-                self.alarm.ring();
+                self.state.alarm.ring();
                 self.deadline(turn);
             }
             Input::Done { job, result } => self.done(job, &result, turn),
@@ -496,11 +497,11 @@ impl<S: Side> Machine for Coordinator<S> {
         self.state.jobs.flush(turn.fx);
         match &self.state.phase {
             Phase::Stopped(status) => turn.fx.stop = Some(status.clone()),
-            Phase::Gathering => self.alarm.set(self.state.roster.next_due(), turn.fx),
+            Phase::Gathering => self.state.alarm.set(self.state.roster.next_due(), turn.fx),
             Phase::Open { deadline } => {
                 let deadline = deadline.filter(|_| self.state.cohort.waiting() > 0);
                 let due = [deadline, self.state.roster.next_due()].into_iter().flatten().min();
-                self.alarm.set(due, turn.fx);
+                self.state.alarm.set(due, turn.fx);
             }
         }
     }

@@ -30,7 +30,6 @@ pub struct Worker<S: Side> {
     method: String,
     bench: Arc<S::Bench>,
     state: State<S>,
-    alarm: Alarm,
 }
 
 /// What a snapshot holds.
@@ -45,6 +44,7 @@ struct State<S: Side> {
     /// This device gives nothing more to this round: it told the server so, or began a new life in it.
     excused: bool,
     jobs: Jobs<S>,
+    alarm: Alarm,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -58,8 +58,16 @@ impl<S: Side> Worker<S> {
     pub fn new(member: Member, side: S, bench: Arc<S::Bench>) -> Worker<S> {
         let link = Link::new(0, member.up_bytes_per_s);
         let phase = Phase::Knocking { attempts: 0, again: Time::ZERO };
-        let state = State { side, phase, link, round: 0, excused: true, jobs: Jobs::new() };
-        Worker { member, method: String::new(), bench, state, alarm: Alarm::default() }
+        let state = State {
+            side,
+            phase,
+            link,
+            round: 0,
+            excused: true,
+            jobs: Jobs::new(),
+            alarm: Alarm::default(),
+        };
+        Worker { member, method: String::new(), bench, state }
     }
 
     /// Name the method, so that a server that runs another one says so.
@@ -265,7 +273,7 @@ impl<S: Side> Machine for Worker<S> {
             Input::Start => self.begin(now, now.0, fx),
             Input::Message { from, packet } => self.message(now, from, &packet, fx),
             Input::Timer => {
-                self.alarm.ring();
+                self.state.alarm.ring();
                 self.knock(now, fx);
                 self.state.link.repeat(now, SERVER, fx);
             }
@@ -285,7 +293,7 @@ impl<S: Side> Machine for Worker<S> {
             }
         };
         let due = [again, self.state.link.due()].into_iter().flatten().min();
-        self.alarm.set(due, fx);
+        self.state.alarm.set(due, fx);
     }
 
     fn snapshot(&self) -> Packet {
