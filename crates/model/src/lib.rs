@@ -32,6 +32,7 @@ pub mod optim;
 mod pass;
 pub mod peft;
 mod peft_config;
+pub mod price;
 mod source;
 mod spec;
 mod tokens;

@@ -46,7 +46,11 @@ impl Model {
     pub fn bytes(&self) -> u64 {
         let embedding = self.embedding.as_ref().map_or(0, Embedding::bytes);
         let blocks: u64 = self.blocks.iter().map(Block::bytes).sum();
-        embedding + blocks + self.head.as_ref().map_or(0, Head::bytes)
+        let rope = self.blocks.first().and_then(|block| block.attention.rope.as_ref());
+        embedding
+            + blocks
+            + rope.map_or(0, |table| table.bytes())
+            + self.head.as_ref().map_or(0, Head::bytes)
     }
 
     pub(crate) fn pass<'a>(

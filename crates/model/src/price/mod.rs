@@ -1,0 +1,123 @@
+//! What a computation will cost, from shapes alone.
+//!
+//! Nothing is run and nothing is loaded: the walk over a model in [`walk`] takes and frees what
+//! forward and backward will, in their order, so the peak is known beforehand. Tests hold it against
+//! the meter of real runs.
+//!
+//! [`Cost::bytes`] is the peak of the job's workspace: activations, what the backward reads, and
+//! kernel scratch. The gradient vector, `theta` and the optimiser's state belong to whoever calls,
+//! and are parts of the [`Footprint`]. [`Cost::flops`] counts matrix products and attention, a
+//! multiply-add as two; element-wise work is left out.
+
+mod sites;
+mod walk;
+
+use crate::layout::Layout;
+use crate::optim::{Optimizer, OptimizerConfig};
+use crate::spec::{Role, Shape, Spec, Task};
+use crate::tokens::Activations;
+use base::Cost;
+use serde::Serialize;
+use walk::Walk;
+
+/// The most threads whose kernel scratch a price declares. A price cannot depend on the machine that
+/// happens to run the job; a workspace of more threads may be refused at its very peak.
+pub const THREADS: usize = 2;
+
+/// One `loss_and_gradient` on a batch of these sequences.
+pub fn training(
+    spec: &Spec,
+    task: &Task,
+    layout: &Layout,
+    starts: &[u32],
+    activations: Activations,
+) -> Cost {
+    let mut walk = Walk::new(spec, task, layout, starts);
+    walk.loss_and_gradient(activations);
+    walk.cost()
+}
+
+/// One `loss` or `logits` on a batch of these sequences.
+pub fn inference(spec: &Spec, task: &Task, layout: &Layout, starts: &[u32]) -> Cost {
+    let mut walk = Walk::new(spec, task, layout, starts);
+    walk.loss();
+    walk.cost()
+}
+
+/// The memory a device needs for a model it trains, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Footprint {
+    /// Frozen weights as packed. Every device of a simulation shares one copy; a phone has its own.
+    pub weights: u64,
+    /// `theta`.
+    pub adapter: u64,
+    /// As long as `theta`.
+    pub gradient: u64,
+    pub optimizer: u64,
+    /// The peak of a training step's workspace.
+    pub activations: u64,
+}
+
+impl Footprint {
+    /// For training on batches of these sequences.
+    pub fn of(
+        spec: &Spec,
+        task: &Task,
+        layout: &Layout,
+        optimizer: &OptimizerConfig,
+        starts: &[u32],
+        activations: Activations,
+    ) -> Footprint {
+        let adapter = 4 * layout.total() as u64;
+        Footprint {
+            weights: weights(spec, task, layout),
+            adapter,
+            gradient: adapter,
+            optimizer: Optimizer::state_bytes(optimizer, layout.total()),
+            activations: training(spec, task, layout, starts, activations).bytes,
+        }
+    }
+
+    pub fn total(&self) -> u64 {
+        self.weights + self.adapter + self.gradient + self.optimizer + self.activations
+    }
+}
+
+/// The memory of the frozen weights of the part `layout` covers: equal to
+/// [`Model::bytes`](crate::Model::bytes).
+pub fn weights(spec: &Spec, task: &Task, layout: &Layout) -> u64 {
+    let frozen =
+        |name: &str, parameter: &str, floats: usize| match layout.site(&format!("{name}.{parameter}")) {
+            Some(_) => 0,
+            None => floats as u64,
+        };
+    let tied = spec.tied && *task == Task::CausalLm;
+    let mut floats = 0;
+    let modules = spec.modules(task, layout.layers.clone());
+    for module in &modules {
+        let name = &module.name;
+        floats += match module.shape {
+            Shape::Table { rows, width } if tied && module.role == Role::WordEmbedding => {
+                frozen(name, "weight", packed(rows, width))
+            }
+            Shape::Table { rows, width } => frozen(name, "weight", rows * width),
+            Shape::Norm { width, bias } => {
+                frozen(name, "weight", width) + if bias { frozen(name, "bias", width) } else { 0 }
+            }
+            Shape::Linear { out, width_in, bias } => {
+                let weight =
+                    if module.role == Role::Classifier { out * width_in } else { packed(out, width_in) };
+                frozen(name, "weight", weight) + if bias { frozen(name, "bias", out) } else { 0 }
+            }
+        };
+    }
+    if spec.rope_theta.is_some() && !layout.layers.is_empty() {
+        floats += (spec.max_positions * spec.head_dim) as u64;
+    }
+    4 * floats
+}
+
+/// Floats of a packed `out` x `width_in` weight: panels are a multiple of 16 outputs wide.
+fn packed(out: usize, width_in: usize) -> usize {
+    out.next_multiple_of(16) * width_in
+}

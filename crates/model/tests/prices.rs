@@ -1,0 +1,106 @@
+//! Prices are arithmetic; here they are held against the meter of the real computation.
+
+mod support;
+
+use base::Meter;
+use ops::Workspace;
+use support::{load, repository, shared_model};
+use undertone_model::{
+    Activations, Model, PeftConfig, PeftKind, Pooling, Targets, Task, Tokens, loss, loss_and_gradient,
+    price,
+};
+
+const KINDS: [PeftKind; 6] = [
+    PeftKind::Lora,
+    PeftKind::Full,
+    PeftKind::Bitfit,
+    PeftKind::Bottleneck,
+    PeftKind::Head,
+    PeftKind::None,
+];
+
+fn classification() -> Task {
+    Task::Classification { classes: 6, pooling: Pooling::Mean, squash: Some(3.0) }
+}
+
+fn batch(model: &Model, lengths: &[usize]) -> (Tokens, Targets) {
+    let id = |at: usize| (at * 7 % model.spec.vocab) as u32;
+    let sequences: Vec<Vec<u32>> = lengths.iter().map(|length| (0..*length).map(id).collect()).collect();
+    let targets = match model.task {
+        Task::CausalLm => Targets::NextToken,
+        Task::Classification { .. } => Targets::Classes(vec![1; lengths.len()]),
+    };
+    (Tokens::of(&sequences), targets)
+}
+
+/// The price covers the peak, and is at most 5 % + 1 MiB above it.
+fn assert_price(what: &str, price: u64, peak: u64) {
+    let slack = peak / 20 + (1 << 20);
+    assert!(price >= peak, "{what}: price {price} is below the peak {peak}");
+    assert!(price <= peak + slack, "{what}: price {price} is far above the peak {peak}");
+}
+
+fn check(model: &Model, theta: &[f32], lengths: &[usize]) {
+    let (tokens, targets) = batch(model, lengths);
+    let (spec, task, layout) = (&model.spec, &model.task, &model.layout);
+    let name = format!("{} {:?} {lengths:?}", spec.family.model_type, model.peft);
+    for activations in [Activations::Keep, Activations::Recompute] {
+        let price = price::training(spec, task, layout, &tokens.starts, activations);
+        let meter = Meter::new(price.bytes);
+        let ws = Workspace::new(&meter, 2);
+        let mut grad = vec![0.0; theta.len()];
+        let done = loss_and_gradient(&ws, model, theta, &tokens, &targets, activations, &mut grad);
+        done.unwrap_or_else(|error| panic!("{name} {activations:?}: {error}"));
+        assert_price(&format!("{name} {activations:?}"), price.bytes, meter.peak());
+    }
+    let price = price::inference(spec, task, layout, &tokens.starts);
+    let meter = Meter::unlimited();
+    loss(&Workspace::new(&meter, 2), model, theta, &tokens, &targets).unwrap();
+    assert_price(&format!("{name} inference"), price.bytes, meter.peak());
+}
+
+#[test]
+fn prices_hold_on_minilm() {
+    let Some(dir) = shared_model("all-MiniLM-L6-v2") else { return };
+    for kind in KINDS {
+        let (model, theta) = load(&dir, &classification(), &PeftConfig::new(kind));
+        for lengths in [&[32; 6][..], &[130, 9]] {
+            check(&model, &theta, lengths);
+        }
+    }
+}
+
+#[test]
+fn prices_hold_on_stories() {
+    let Some(dir) = shared_model("stories260K") else { return };
+    for task in [Task::CausalLm, classification()] {
+        for kind in KINDS {
+            if kind == PeftKind::Head && task == Task::CausalLm {
+                continue;
+            }
+            let (model, theta) = load(&dir, &task, &PeftConfig::new(kind));
+            for lengths in [&[64; 16][..], &[100, 400], &[9]] {
+                check(&model, &theta, lengths);
+            }
+        }
+    }
+}
+
+#[test]
+fn prices_hold_on_every_family_and_choice_of_sites() {
+    for family in ["bert", "roberta", "distilbert", "llama", "qwen2"] {
+        let dir = repository("golden").join(family);
+        for kind in KINDS {
+            let all = PeftConfig {
+                target_modules: serde_json::from_str("\"all-linear\"").unwrap(),
+                layers_to_transform: Some(vec![1]),
+                ..PeftConfig::new(kind)
+            };
+            for peft in [PeftConfig::new(kind), all] {
+                let (model, theta) = load(&dir, &classification(), &peft);
+                assert_eq!(price::weights(&model.spec, &model.task, &model.layout), model.bytes());
+                check(&model, &theta, &[15; 40]);
+            }
+        }
+    }
+}
