@@ -1,5 +1,8 @@
 //! Activation functions, element by element.
 
+use crate::parallel::Parts;
+use crate::simd::math::{gauss, map, sigmoid, tanh, zip};
+use crate::simd::{Kernel, Simd};
 use crate::{Mat, Result, Workspace};
 
 /// A function applied to every element.
@@ -17,82 +20,175 @@ pub enum Activation {
 
 impl Activation {
     pub fn forward(self, ws: &Workspace, x: &Mat) -> Result<Mat> {
-        let mut y = ws.copy(x)?;
-        self.apply(ws, &mut y);
+        let mut y = ws.scratch(x.rows(), x.width())?;
+        let width = x.width();
+        ws.by_rows(&mut y, |rows, y| {
+            y.copy_from_slice(&x[rows.start * width..rows.end * width]);
+            ws.level().run(Apply { function: self, x: y });
+        });
         Ok(y)
     }
 
     /// [`Activation::forward`] in place, where the input is needed no more.
-    pub fn apply(self, _ws: &Workspace, x: &mut Mat) {
-        x.iter_mut().for_each(|x| *x = self.value(*x));
+    pub fn apply(self, ws: &Workspace, x: &mut Mat) {
+        ws.by_rows(x, |_, x| ws.level().run(Apply { function: self, x }));
     }
 
     /// Turns `dy` into `dx = dy * f'(x)` in place; `x` is the input of the forward.
-    pub fn backward(self, _ws: &Workspace, x: &Mat, dy: &mut Mat) -> Result<()> {
+    pub fn backward(self, ws: &Workspace, x: &Mat, dy: &mut Mat) -> Result<()> {
         dy.expect("the gradient of an activation", x.rows(), x.width())?;
-        dy.iter_mut().zip(x.iter()).for_each(|(dy, x)| *dy *= self.slope(*x));
+        let width = x.width();
+        ws.by_rows(dy, |rows, dy| {
+            let x = &x[rows.start * width..rows.end * width];
+            ws.level().run(Chain { function: self, x, dy });
+        });
         Ok(())
     }
-
-    fn value(self, x: f32) -> f32 {
-        match self {
-            Activation::Gelu => x * phi(x),
-            Activation::GeluTanh => 0.5 * x * (1.0 + (ALPHA * (x + BETA * x * x * x)).tanh()),
-            Activation::Relu => x.max(0.0),
-            Activation::Tanh => x.tanh(),
-            Activation::Silu => x * sigmoid(x),
-        }
-    }
-
-    fn slope(self, x: f32) -> f32 {
-        match self {
-            Activation::Gelu => phi(x) + x * (-0.5 * x * x).exp() * 0.398_942_3,
-            Activation::GeluTanh => {
-                let t = (ALPHA * (x + BETA * x * x * x)).tanh();
-                0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * ALPHA * (1.0 + 3.0 * BETA * x * x)
-            }
-            Activation::Relu => f32::from(x > 0.0),
-            Activation::Tanh => 1.0 - x.tanh() * x.tanh(),
-            Activation::Silu => sigmoid(x) * (1.0 + x * (1.0 - sigmoid(x))),
-        }
-    }
 }
 
+/// sqrt(2 / pi), and the cubic term of the tanh approximation.
 const ALPHA: f32 = 0.797_884_6;
 const BETA: f32 = 0.044_715;
+/// 1 / sqrt(2 pi)
+const DENSITY: f32 = 0.398_942_3;
 
-fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + (-x).exp())
+/// `x = f(x)`.
+struct Apply<'a> {
+    function: Activation,
+    x: &'a mut [f32],
 }
 
-/// The Gaussian distribution function (Abramowitz and Stegun 7.1.26, error below 1.5e-7).
-fn phi(x: f32) -> f32 {
-    let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
-    let t = 1.0 / (1.0 + 0.327_591_1 * z);
-    let poly =
-        t * (0.254_829_6 + t * (-0.284_496_72 + t * (1.421_413_8 + t * (-1.453_152 + t * 1.061_405_4))));
-    let half = 0.5 * poly * (-z * z).exp();
-    if x < 0.0 { half } else { 1.0 - half }
+impl Kernel for Apply<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (zero, half, one) = (s.splat(0.0), s.splat(0.5), s.splat(1.0));
+        match self.function {
+            Activation::Gelu => map(s, self.x, |x| s.mul(x, gauss(s, x).0)),
+            Activation::GeluTanh => {
+                map(s, self.x, |x| s.mul(s.mul(half, x), s.add(one, tanh(s, cubic(s, x)))));
+            }
+            Activation::Relu => map(s, self.x, |x| s.max(zero, x)),
+            Activation::Tanh => map(s, self.x, |x| tanh(s, x)),
+            Activation::Silu => map(s, self.x, |x| s.mul(x, sigmoid(s, x))),
+        }
+    }
+}
+
+/// `dy *= f'(x)`.
+struct Chain<'a> {
+    function: Activation,
+    x: &'a [f32],
+    dy: &'a mut [f32],
+}
+
+impl Kernel for Chain<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (x, dy) = (self.x, self.dy);
+        let (zero, half, one) = (s.splat(0.0), s.splat(0.5), s.splat(1.0));
+        match self.function {
+            Activation::Gelu => zip(s, x, dy, |x, dy| {
+                let (phi, e) = gauss(s, x);
+                s.mul(dy, s.fma(s.mul(x, e), s.splat(DENSITY), phi))
+            }),
+            Activation::GeluTanh => zip(s, x, dy, |x, dy| {
+                let t = tanh(s, cubic(s, x));
+                let inner = s.fma(s.mul(x, x), s.splat(3.0 * ALPHA * BETA), s.splat(ALPHA));
+                let slope = s.mul(s.mul(x, s.sub(one, s.mul(t, t))), inner);
+                s.mul(dy, s.mul(half, s.add(s.add(one, t), slope)))
+            }),
+            Activation::Relu => zip(s, x, dy, |x, dy| s.if_negative(s.sub(zero, x), dy, zero)),
+            Activation::Tanh => zip(s, x, dy, |x, dy| {
+                let t = tanh(s, x);
+                s.mul(dy, s.sub(one, s.mul(t, t)))
+            }),
+            Activation::Silu => zip(s, x, dy, |x, dy| s.mul(dy, silu_slope(s, x, sigmoid(s, x)))),
+        }
+    }
+}
+
+/// The argument of the tanh approximation: `sqrt(2 / pi) * (x + 0.044715 x^3)`.
+#[inline(always)]
+fn cubic<S: Simd>(s: S, x: S::V) -> S::V {
+    let slope = s.fma(s.mul(x, x), s.splat(ALPHA * BETA), s.splat(ALPHA));
+    s.mul(x, slope)
+}
+
+/// `d/dx x * sigmoid(x)`, given the sigmoid.
+#[inline(always)]
+fn silu_slope<S: Simd>(s: S, x: S::V, sigmoid: S::V) -> S::V {
+    let one = s.splat(1.0);
+    s.mul(sigmoid, s.fma(x, s.sub(one, sigmoid), one))
 }
 
 /// SwiGLU: `silu(gate) * up` (Shazeer 2020). All rows x ffn.
 pub fn silu_gate(ws: &Workspace, gate: &Mat, up: &Mat) -> Result<Mat> {
     up.expect("the up projection", gate.rows(), gate.width())?;
     let mut y = ws.scratch(gate.rows(), gate.width())?;
-    for ((y, g), u) in y.iter_mut().zip(gate.iter()).zip(up.iter()) {
-        *y = g * sigmoid(*g) * u;
-    }
+    let width = gate.width();
+    ws.by_rows(&mut y, |rows, y| {
+        let cells = rows.start * width..rows.end * width;
+        y.copy_from_slice(&up[cells.clone()]);
+        ws.level().run(Gate { gate: &gate[cells], up: y });
+    });
     Ok(y)
 }
 
-/// `(dgate, dup)` of [`silu_gate`]; `dy` becomes `dup`'s storage.
+/// `(dgate, dup)` of [`silu_gate`]; `dy` becomes `dup`.
 pub fn silu_gate_backward(ws: &Workspace, gate: &Mat, up: &Mat, mut dy: Mat) -> Result<(Mat, Mat)> {
     up.expect("the up projection", gate.rows(), gate.width())?;
     dy.expect("the gradient of a gate", gate.rows(), gate.width())?;
     let mut dgate = ws.scratch(gate.rows(), gate.width())?;
-    for (((dg, dy), g), u) in dgate.iter_mut().zip(dy.iter_mut()).zip(gate.iter()).zip(up.iter()) {
-        *dg = *dy * u * Activation::Silu.slope(*g);
-        *dy *= g * sigmoid(*g);
-    }
+    let width = gate.width();
+    let dup = Parts::new(&mut dy);
+    ws.by_rows(&mut dgate, |rows, dgate| {
+        let cells = rows.start * width..rows.end * width;
+        // SAFETY: blocks of rows are disjoint.
+        let dy = unsafe { dup.part(cells.clone()) };
+        ws.level().run(GateChain { gate: &gate[cells.clone()], up: &up[cells], dy, dgate });
+    });
     Ok((dgate, dy))
+}
+
+/// `up *= silu(gate)`.
+struct Gate<'a> {
+    gate: &'a [f32],
+    up: &'a mut [f32],
+}
+
+impl Kernel for Gate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        zip(s, self.gate, self.up, |g, u| s.mul(s.mul(g, sigmoid(s, g)), u));
+    }
+}
+
+/// `dgate = dy * up * silu'(gate)` and `dy *= silu(gate)`.
+struct GateChain<'a> {
+    gate: &'a [f32],
+    up: &'a [f32],
+    dy: &'a mut [f32],
+    dgate: &'a mut [f32],
+}
+
+impl Kernel for GateChain<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let inputs = self.gate.chunks(S::LANES).zip(self.up.chunks(S::LANES));
+        let outputs = self.dgate.chunks_mut(S::LANES).zip(self.dy.chunks_mut(S::LANES));
+        for ((gate, up), (dgate, dy)) in inputs.zip(outputs) {
+            let (g, d) = (s.load(gate), s.load(dy));
+            let sigma = sigmoid(s, g);
+            s.store(dgate, s.mul(s.mul(d, s.load(up)), silu_slope(s, g, sigma)));
+            s.store(dy, s.mul(d, s.mul(g, sigma)));
+        }
+    }
 }

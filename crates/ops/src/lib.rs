@@ -17,6 +17,7 @@
 //!   sum.
 
 pub mod act;
+mod aligned;
 pub mod attention;
 pub mod dense;
 pub mod embed;
@@ -27,13 +28,17 @@ pub mod lora;
 pub mod loss;
 mod mat;
 pub mod norm;
+mod panels;
+mod parallel;
 pub mod pool;
 mod ragged;
 pub mod rope;
+mod simd;
 pub mod slice;
 mod workspace;
 
 pub use error::{Error, Result};
 pub use linear::Linear;
 pub use mat::Mat;
+pub use simd::Level;
 pub use workspace::Workspace;

@@ -1,24 +1,24 @@
 //! A frozen linear layer.
 
+use crate::aligned::Aligned;
 use crate::error::same;
-use crate::{Mat, Result, Workspace};
+use crate::gemm::{Product, Right, Write};
+use crate::panels::{Panels, View, pack_all};
+use crate::simd::{Kernel, Simd};
+use crate::{Level, Mat, Result, Workspace};
 
 /// `y = x W^T + b` with weights that never change.
 ///
-/// The one copy of W is cut into panels of [`PANEL`] outputs; within a panel the outputs of one
-/// input stand side by side, as the forward kernel reads them. The backward kernel transposes each
-/// tile of that same copy as it comes to it.
+/// There is one copy of W, cut into panels as the forward kernel reads them: the outputs of one
+/// input stand side by side. The backward kernel transposes slices of that same copy as it comes to
+/// them.
 #[derive(Debug)]
 pub struct Linear {
     out: usize,
     in_: usize,
-    panels: Vec<f32>,
+    panels: Aligned,
     bias: Option<Vec<f32>>,
 }
-
-/// Outputs a panel. The last panel is cut down to a multiple of [`LANE`].
-const PANEL: usize = 48;
-const LANE: usize = 16;
 
 impl Linear {
     /// Pack `weight`, out x in row-major as Hugging Face stores it. Its original can be dropped.
@@ -27,13 +27,8 @@ impl Linear {
         if let Some(bias) = bias {
             same("the length of the bias", out, bias.len())?;
         }
-        let mut panels = vec![0.0; out.next_multiple_of(LANE) * in_];
-        for (o, row) in weight.chunks_exact(in_.max(1)).enumerate() {
-            let (base, wide) = place(out, in_, o);
-            for (i, value) in row.iter().enumerate() {
-                panels[base + i * wide] = *value;
-            }
-        }
+        let mut panels = Aligned::zeros(Panels::size(in_, out));
+        Level::best().run(Pack { out, in_, weight, panels: &mut panels });
         Ok(Linear { out, in_, panels, bias: bias.map(<[f32]>::to_vec) })
     }
 
@@ -74,10 +69,14 @@ impl Linear {
     }
 
     fn copy_row(&self, index: usize, row: &mut [f32]) {
-        let (base, wide) = place(self.out, self.in_, index);
-        for (i, value) in row.iter_mut().enumerate() {
-            *value = self.panels[base + i * wide];
+        let (at, stride) = Panels::place(self.in_, self.out, 0, index);
+        for (value, weight) in row.iter_mut().zip(self.panels[at..].iter().step_by(stride)) {
+            *value = *weight;
         }
+    }
+
+    fn panels(&self) -> Panels<'_> {
+        Panels { data: &self.panels, k: self.in_, n: self.out }
     }
 
     /// `x W^T + b`: rows x in becomes rows x out.
@@ -92,55 +91,51 @@ impl Linear {
 
     fn forward_with(&self, ws: &Workspace, x: &Mat, bias: Option<&[f32]>) -> Result<Mat> {
         x.expect("the input of a linear layer", x.rows(), self.in_)?;
-        let mut y = ws.zeros(x.rows(), self.out)?;
         if let Some(bias) = bias {
-            crate::dense::add_bias(ws, bias, &mut y)?;
+            same("the length of the bias", self.out, bias.len())?;
         }
-        for r in 0..x.rows() {
-            let y = y.row_mut(r);
-            for first in (0..self.out).step_by(PANEL) {
-                let (base, wide) = place(self.out, self.in_, first);
-                let mut sums = [0.0; PANEL];
-                for (x, weights) in x.row(r).iter().zip(self.panels[base..].chunks_exact(wide)) {
-                    for (sum, weight) in sums.iter_mut().zip(weights) {
-                        *sum += x * weight;
-                    }
-                }
-                for (y, sum) in y[first..].iter_mut().zip(&sums[..wide]) {
-                    *y += sum;
-                }
-            }
-        }
+        let mut y = ws.scratch(x.rows(), self.out)?;
+        let (left, right) = (View::rows(x, self.in_), Right::Packed(self.panels()));
+        Product::new(x.rows(), self.out, self.in_, left, right)
+            .write(bias.map_or(Write::Set, Write::SetWithBias))
+            .run(ws, &mut y)?;
         Ok(y)
     }
 
     /// `dx = dy W`: rows x out becomes rows x in.
     pub fn backward(&self, ws: &Workspace, dy: &Mat) -> Result<Mat> {
-        let mut dx = ws.zeros(dy.rows(), self.in_)?;
-        self.backward_add(ws, dy, &mut dx)?;
+        let mut dx = ws.scratch(dy.rows(), self.in_)?;
+        self.backward_into(ws, dy, &mut dx, Write::Set)?;
         Ok(dx)
     }
 
     /// `dx += dy W`, where several layers read the same input or a residual runs beside this one.
-    pub fn backward_add(&self, _ws: &Workspace, dy: &Mat, dx: &mut Mat) -> Result<()> {
+    pub fn backward_add(&self, ws: &Workspace, dy: &Mat, dx: &mut Mat) -> Result<()> {
+        self.backward_into(ws, dy, dx, Write::Add)
+    }
+
+    fn backward_into(&self, ws: &Workspace, dy: &Mat, dx: &mut Mat, write: Write<'_>) -> Result<()> {
         dy.expect("the gradient of a linear layer's output", dy.rows(), self.out)?;
         dx.expect("the gradient of a linear layer's input", dy.rows(), self.in_)?;
-        for r in 0..dy.rows() {
-            for first in (0..self.out).step_by(PANEL) {
-                let (base, wide) = place(self.out, self.in_, first);
-                let dy = &dy.row(r)[first..(first + wide).min(self.out)];
-                for (dx, weights) in dx.row_mut(r).iter_mut().zip(self.panels[base..].chunks_exact(wide)) {
-                    *dx += dy.iter().zip(weights).map(|(dy, weight)| dy * weight).sum::<f32>();
-                }
-            }
-        }
-        Ok(())
+        let (left, right) = (View::rows(dy, self.out), Right::Transposed(self.panels()));
+        Product::new(dy.rows(), self.in_, self.out, left, right).write(write).run(ws, dx)
     }
 }
 
-/// Where output `o` begins in the panels, and the distance from one input to the next.
-fn place(out: usize, in_: usize, o: usize) -> (usize, usize) {
-    let first = o - o % PANEL;
-    let wide = (out - first).next_multiple_of(LANE).min(PANEL);
-    (first * in_ + o - first, wide)
+/// Cuts `weight` (out x in) into panels.
+struct Pack<'a> {
+    out: usize,
+    in_: usize,
+    weight: &'a [f32],
+    panels: &'a mut [f32],
+}
+
+impl Kernel for Pack<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let right = View::rows(self.weight, self.in_).transposed();
+        pack_all(s, right, self.in_, self.out, self.panels);
+    }
 }

@@ -1,7 +1,8 @@
 //! Low-rank adapters: `y += scale * x A^T B^T` (Hu et al. 2021, LoRA, equation 3).
 
 use crate::error::same;
-use crate::gemm::{View, accumulate};
+use crate::gemm::{Product, Right, Write};
+use crate::panels::View;
 use crate::{Mat, Result, Workspace};
 
 /// Adds the adapter's output to `y` (rows x out) and returns `h = x A^T` (rows x r), which
@@ -9,10 +10,15 @@ use crate::{Mat, Result, Workspace};
 pub fn forward(ws: &Workspace, x: &Mat, a: &[f32], b: &[f32], scale: f32, y: &mut Mat) -> Result<Mat> {
     let rank = rank(x.width(), y.width(), a, b)?;
     y.expect("the output of the adapter", x.rows(), y.width())?;
-    let mut h = ws.zeros(x.rows(), rank)?;
-    let (x_view, a_view) = (View::rows(x, x.width()), View::rows(a, x.width()));
-    accumulate(rank, x.width(), 1.0, x_view, a_view.transposed(), &mut h);
-    accumulate(y.width(), rank, scale, View::rows(&h, rank), View::rows(b, rank).transposed(), y);
+    let (in_, out) = (x.width(), y.width());
+    let mut h = ws.scratch(x.rows(), rank)?;
+    let down = Right::Strided(View::rows(a, in_).transposed());
+    Product::new(x.rows(), rank, in_, View::rows(x, in_), down).run(ws, &mut h)?;
+    let up = Right::Strided(View::rows(b, rank).transposed());
+    Product::new(x.rows(), out, rank, View::rows(&h, rank), up)
+        .scaled(scale)
+        .write(Write::Add)
+        .run(ws, y)?;
     Ok(h)
 }
 
@@ -41,15 +47,23 @@ pub fn backward(
     same("the number of rows", x.rows(), dy.rows())?;
     same("the size of A's gradient", a.len(), grads.a.len())?;
     same("the size of B's gradient", b.len(), grads.b.len())?;
-    let dy_view = View::rows(dy, out);
-    accumulate(rank, dy.rows(), scale, dy_view.transposed(), View::rows(h, rank), grads.b);
-    let mut dh = ws.zeros(dy.rows(), rank)?;
-    accumulate(rank, out, scale, dy_view, View::rows(b, rank), &mut dh);
-    let dh_view = View::rows(&dh, rank);
-    accumulate(in_, dy.rows(), 1.0, dh_view.transposed(), View::rows(x, in_), grads.a);
+    let (rows, dy) = (dy.rows(), View::rows(dy, out));
+    Product::new(out, rank, rows, dy.transposed(), Right::Strided(View::rows(h, rank)))
+        .scaled(scale)
+        .write(Write::Add)
+        .run(ws, grads.b)?;
+    let mut dh = ws.scratch(rows, rank)?;
+    Product::new(rows, rank, out, dy, Right::Strided(View::rows(b, rank)))
+        .scaled(scale)
+        .run(ws, &mut dh)?;
+    let dh = View::rows(&dh, rank);
+    Product::new(rank, in_, rows, dh.transposed(), Right::Strided(View::rows(x, in_)))
+        .write(Write::Add)
+        .run(ws, grads.a)?;
     if let Some(dx) = dx {
-        dx.expect("the gradient of the input", x.rows(), in_)?;
-        accumulate(in_, rank, 1.0, dh_view, View::rows(a, in_), dx);
+        dx.expect("the gradient of the input", rows, in_)?;
+        let right = Right::Strided(View::rows(a, in_));
+        Product::new(rows, in_, rank, dh, right).write(Write::Add).run(ws, dx)?;
     }
     Ok(())
 }

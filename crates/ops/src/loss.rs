@@ -1,6 +1,9 @@
 //! Cross-entropy, over classes and over a vocabulary.
 
 use crate::error::{inside, same};
+use crate::parallel::Parts;
+use crate::simd::math::{exp_from_largest, largest, map};
+use crate::simd::{Kernel, Simd};
 use crate::{Error, Mat, Result, Workspace};
 
 /// The target of a row that does not count (-100 in Hugging Face).
@@ -35,16 +38,9 @@ impl std::ops::AddAssign for Loss {
 ///
 /// # Errors
 /// [`Error::NonFinite`] where a logit is NaN or infinite.
-pub fn cross_entropy(_ws: &Workspace, logits: &Mat, targets: &[u32]) -> Result<Loss> {
-    same("the number of targets", logits.rows(), targets.len())?;
-    let mut loss = Loss::default();
-    for (r, &target) in targets.iter().enumerate().filter(|(_, target)| **target != IGNORE) {
-        let row = logits.row(r);
-        inside("target", target as usize, row.len())?;
-        let (largest, total) = normaliser(row);
-        loss += row_loss(row, target as usize, largest, total);
-    }
-    finite(loss)
+pub fn cross_entropy(ws: &Workspace, logits: &Mat, targets: &[u32]) -> Result<Loss> {
+    let mut probabilities = ws.copy(logits)?;
+    softmax_rows(ws, &mut probabilities, targets)
 }
 
 /// [`cross_entropy`], and `logits` become the gradient of `scale` times the sum of the losses: give
@@ -55,32 +51,64 @@ pub fn cross_entropy_backward(
     targets: &[u32],
     scale: f32,
 ) -> Result<Loss> {
-    let loss = cross_entropy(ws, logits, targets)?;
-    for (r, &target) in targets.iter().enumerate() {
-        let row = logits.row_mut(r);
-        if target == IGNORE {
-            row.fill(0.0);
-            continue;
-        }
-        let (largest, total) = normaliser(row);
-        row.iter_mut().for_each(|x| *x = scale * (*x - largest).exp() / total);
-        row[target as usize] -= scale;
+    let loss = softmax_rows(ws, logits, targets)?;
+    for (r, &target) in targets.iter().enumerate().filter(|(_, target)| **target != IGNORE) {
+        logits.row_mut(r)[target as usize] -= 1.0;
     }
+    ws.by_rows(logits, |_, part| crate::slice::scale(scale, part));
     Ok(loss)
 }
 
-fn normaliser(row: &[f32]) -> (f32, f32) {
-    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    (largest, row.iter().map(|x| (x - largest).exp()).sum())
-}
-
-fn row_loss(row: &[f32], target: usize, largest: f32, total: f32) -> Loss {
-    let sum = f64::from(total).ln() - f64::from(row[target] - largest);
-    Loss { sum, count: 1, correct: usize::from(row[target] == largest) }
-}
-
-fn finite(loss: Loss) -> Result<Loss> {
+/// Turns logits into probabilities, and the rows that do not count into zeros.
+fn softmax_rows(ws: &Workspace, logits: &mut Mat, targets: &[u32]) -> Result<Loss> {
+    let classes = logits.width();
+    same("the number of targets", logits.rows(), targets.len())?;
+    for &target in targets.iter().filter(|target| **target != IGNORE) {
+        inside("target", target as usize, classes)?;
+    }
+    // The loss of a row and whether it is correct, by row; summed in that order afterwards.
+    let mut losses = ws.zeros(targets.len(), 2)?;
+    let parts = Parts::new(&mut losses);
+    ws.by_rows(logits, |rows, logits| {
+        // SAFETY: blocks of rows are disjoint.
+        let losses = unsafe { parts.part(2 * rows.start..2 * rows.end) };
+        ws.level().run(Softmax { classes, targets: &targets[rows], logits, losses });
+    });
+    let mut loss = Loss::default();
+    for (r, _) in targets.iter().enumerate().filter(|(_, target)| **target != IGNORE) {
+        let row = losses.row(r);
+        loss += Loss { sum: f64::from(row[0]), count: 1, correct: row[1] as usize };
+    }
     if loss.sum.is_finite() { Ok(loss) } else { Err(Error::NonFinite { what: "the loss" }) }
+}
+
+struct Softmax<'a> {
+    classes: usize,
+    targets: &'a [u32],
+    logits: &'a mut [f32],
+    /// Two a row: the loss, and 1 where the largest logit is the target's.
+    losses: &'a mut [f32],
+}
+
+impl Kernel for Softmax<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let rows = self.logits.chunks_exact_mut(self.classes.max(1)).zip(self.losses.chunks_exact_mut(2));
+        for ((row, loss), &target) in rows.zip(self.targets) {
+            if target == IGNORE {
+                row.fill(0.0);
+                continue;
+            }
+            let (logit, best) = (row[target as usize], largest(s, row));
+            let total = exp_from_largest(s, row, 1.0);
+            loss[0] = total.ln() - (logit - best);
+            loss[1] = f32::from(logit == best);
+            let share = s.splat(1.0 / total);
+            map(s, row, |p| s.mul(p, share));
+        }
+    }
 }
 
 /// Rows of one chunk of a vocabulary loss: rows x vocabulary stays near 4 MiB.
@@ -103,7 +131,7 @@ pub fn causal_lm<E: From<Error>>(
     let mut loss = Loss::default();
     for rows in counted(targets).chunks(chunk_rows(vocabulary)) {
         let (chunk, chunk_targets) = select(ws, hidden, targets, rows)?;
-        loss += cross_entropy(ws, &head(&chunk)?, &chunk_targets)?;
+        loss += softmax_rows(ws, &mut head(&chunk)?, &chunk_targets)?;
     }
     Ok(loss)
 }

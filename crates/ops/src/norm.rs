@@ -1,20 +1,16 @@
 //! Normalisation of rows.
 
+use crate::dense::{bias_gradient, by_columns};
 use crate::error::same;
+use crate::simd::math::sum;
+use crate::simd::{Kernel, Simd};
+use crate::workspace::Buffer;
 use crate::{Mat, Result, Workspace};
 
 /// Layer normalisation (Ba et al. 2016): `(x - mean) / sqrt(var + eps) * w + b` on every row.
 pub fn layer(ws: &Workspace, x: &Mat, w: &[f32], b: &[f32], eps: f32) -> Result<Mat> {
-    same("the length of the norm's weight", x.width(), w.len())?;
     same("the length of the norm's bias", x.width(), b.len())?;
-    let mut y = ws.scratch(x.rows(), x.width())?;
-    for r in 0..x.rows() {
-        let (mean, inverse) = layer_stats(x.row(r), eps);
-        for (((y, x), w), b) in y.row_mut(r).iter_mut().zip(x.row(r)).zip(w).zip(b) {
-            *y = (x - mean) * inverse * w + b;
-        }
-    }
-    Ok(y)
+    forward(ws, x, w, Some(b), (Centre::Mean, eps))
 }
 
 /// `dx` of [`layer`] from its input; where wanted, `grads = (dw, db)` are accumulated.
@@ -26,35 +22,17 @@ pub fn layer_backward(
     eps: f32,
     grads: Option<(&mut [f32], &mut [f32])>,
 ) -> Result<Mat> {
-    same("the length of the norm's weight", x.width(), w.len())?;
-    dy.expect("the gradient of a norm", x.rows(), x.width())?;
-    let mut dx = ws.scratch(x.rows(), x.width())?;
-    for r in 0..x.rows() {
-        let (mean, inverse) = layer_stats(x.row(r), eps);
-        input_gradient(x.row(r), dy.row(r), w, (mean, inverse, true), dx.row_mut(r));
-    }
+    let dx = input_gradient(ws, x, dy, w, (Centre::Mean, eps))?;
     if let Some((dw, db)) = grads {
-        same("the length of the norm's weight gradient", x.width(), dw.len())?;
-        crate::dense::bias_gradient(ws, dy, db)?;
-        for r in 0..x.rows() {
-            let (mean, inverse) = layer_stats(x.row(r), eps);
-            weight_gradient(x.row(r), dy.row(r), mean, inverse, dw);
-        }
+        bias_gradient(ws, dy, db)?;
+        weight_gradient(ws, x, dy, dw, (Centre::Mean, eps))?;
     }
     Ok(dx)
 }
 
 /// Root-mean-square normalisation (Zhang and Sennrich 2019): `x / sqrt(mean(x^2) + eps) * w`.
 pub fn rms(ws: &Workspace, x: &Mat, w: &[f32], eps: f32) -> Result<Mat> {
-    same("the length of the norm's weight", x.width(), w.len())?;
-    let mut y = ws.scratch(x.rows(), x.width())?;
-    for r in 0..x.rows() {
-        let inverse = rms_stats(x.row(r), eps);
-        for ((y, x), w) in y.row_mut(r).iter_mut().zip(x.row(r)).zip(w) {
-            *y = x * inverse * w;
-        }
-    }
-    Ok(y)
+    forward(ws, x, w, None, (Centre::Zero, eps))
 }
 
 /// `dx` of [`rms`] from its input; where wanted, `dw` is accumulated.
@@ -66,53 +44,170 @@ pub fn rms_backward(
     eps: f32,
     dw: Option<&mut [f32]>,
 ) -> Result<Mat> {
-    same("the length of the norm's weight", x.width(), w.len())?;
-    dy.expect("the gradient of a norm", x.rows(), x.width())?;
-    let mut dx = ws.scratch(x.rows(), x.width())?;
-    for r in 0..x.rows() {
-        input_gradient(x.row(r), dy.row(r), w, (0.0, rms_stats(x.row(r), eps), false), dx.row_mut(r));
-    }
+    let dx = input_gradient(ws, x, dy, w, (Centre::Zero, eps))?;
     if let Some(dw) = dw {
-        same("the length of the norm's weight gradient", x.width(), dw.len())?;
-        for r in 0..x.rows() {
-            weight_gradient(x.row(r), dy.row(r), 0.0, rms_stats(x.row(r), eps), dw);
-        }
+        weight_gradient(ws, x, dy, dw, (Centre::Zero, eps))?;
     }
     Ok(dx)
 }
 
-fn layer_stats(x: &[f32], eps: f32) -> (f32, f32) {
+/// What a row is measured from.
+#[derive(Clone, Copy)]
+enum Centre {
+    Mean,
+    Zero,
+}
+
+/// The centre, and the eps under the root.
+type Kind = (Centre, f32);
+
+fn forward(ws: &Workspace, x: &Mat, w: &[f32], b: Option<&[f32]>, kind: Kind) -> Result<Mat> {
+    same("the length of the norm's weight", x.width(), w.len())?;
+    let mut y = ws.scratch(x.rows(), x.width())?;
+    let width = x.width();
+    ws.by_rows(&mut y, |rows, y| {
+        ws.level().run(Normalise { x: &x[rows.start * width..rows.end * width], w, b, kind, y });
+    });
+    Ok(y)
+}
+
+fn input_gradient(ws: &Workspace, x: &Mat, dy: &Mat, w: &[f32], kind: Kind) -> Result<Mat> {
+    same("the length of the norm's weight", x.width(), w.len())?;
+    dy.expect("the gradient of a norm", x.rows(), x.width())?;
+    let mut dx = ws.scratch(x.rows(), x.width())?;
+    let width = x.width();
+    ws.by_rows(&mut dx, |rows, dx| {
+        let cells = rows.start * width..rows.end * width;
+        ws.level().run(InputGradient { x: &x[cells.clone()], dy: &dy[cells], w, kind, dx });
+    });
+    Ok(dx)
+}
+
+fn weight_gradient(ws: &Workspace, x: &Mat, dy: &Mat, dw: &mut [f32], kind: Kind) -> Result<()> {
+    same("the length of the norm's weight gradient", x.width(), dw.len())?;
+    let mut stats = ws.buffer(2 * x.rows())?;
+    ws.level().run(Statistics { x, kind, stats: &mut stats });
+    let stats: &Buffer = &stats;
+    by_columns(ws, dw, |columns, dw| {
+        for (r, stats) in stats.chunks_exact(2).enumerate() {
+            let (mean, inverse) = (stats[0], stats[1]);
+            let (x, dy) = (&x.row(r)[columns.clone()], &dy.row(r)[columns.clone()]);
+            for ((dw, x), dy) in dw.iter_mut().zip(x).zip(dy) {
+                *dw += dy * ((x - mean) * inverse);
+            }
+        }
+    });
+    Ok(())
+}
+
+/// The centre of a row, and one over its distance from there.
+#[inline(always)]
+fn measure<S: Simd>(s: S, x: &[f32], (centre, eps): Kind) -> (f32, f32) {
     let n = x.len() as f32;
-    let mean = x.iter().sum::<f32>() / n;
-    let var = x.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / n;
-    (mean, 1.0 / (var + eps).sqrt())
-}
-
-fn rms_stats(x: &[f32], eps: f32) -> f32 {
-    1.0 / (x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32 + eps).sqrt()
-}
-
-fn input_gradient(
-    x: &[f32],
-    dy: &[f32],
-    w: &[f32],
-    (mean, inverse, centred): (f32, f32, bool),
-    dx: &mut [f32],
-) {
-    let n = x.len() as f32;
-    let (mut sum, mut along) = (0.0, 0.0);
-    for ((x, dy), w) in x.iter().zip(dy).zip(w) {
-        sum += dy * w;
-        along += dy * w * (x - mean) * inverse;
+    let mean = match centre {
+        Centre::Mean => sum(s, x) / n,
+        Centre::Zero => 0.0,
+    };
+    let means = s.splat(mean);
+    let whole = x.chunks_exact(S::LANES);
+    let tail: f32 = whole.remainder().iter().map(|x| (x - mean) * (x - mean)).sum();
+    let mut squares = s.splat(0.0);
+    for x in whole {
+        let distance = s.sub(s.load(x), means);
+        squares = s.fma(distance, distance, squares);
     }
-    let sum = if centred { sum / n } else { 0.0 };
-    for (((dx, x), dy), w) in dx.iter_mut().zip(x).zip(dy).zip(w) {
-        *dx = inverse * (dy * w - sum - (x - mean) * inverse * along / n);
+    (mean, 1.0 / ((s.sum(squares) + tail) / n + eps).sqrt())
+}
+
+/// `y = (x - mean) * inverse * w + b`.
+struct Normalise<'a> {
+    x: &'a [f32],
+    w: &'a [f32],
+    b: Option<&'a [f32]>,
+    kind: Kind,
+    y: &'a mut [f32],
+}
+
+impl Kernel for Normalise<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let width = self.w.len().max(1);
+        for (x, y) in self.x.chunks_exact(width).zip(self.y.chunks_exact_mut(width)) {
+            let (mean, inverse) = measure(s, x, self.kind);
+            let (mean, inverse) = (s.splat(mean), s.splat(inverse));
+            let rows = x.chunks(S::LANES).zip(y.chunks_mut(S::LANES)).zip(self.w.chunks(S::LANES));
+            match self.b {
+                Some(b) => rows.zip(b.chunks(S::LANES)).for_each(|(((x, y), w), b)| {
+                    let unit = s.mul(s.sub(s.load(x), mean), inverse);
+                    s.store(y, s.fma(unit, s.load(w), s.load(b)));
+                }),
+                None => rows.for_each(|((x, y), w)| {
+                    s.store(y, s.mul(s.mul(s.load(x), inverse), s.load(w)));
+                }),
+            }
+        }
     }
 }
 
-fn weight_gradient(x: &[f32], dy: &[f32], mean: f32, inverse: f32, dw: &mut [f32]) {
-    for ((dw, x), dy) in dw.iter_mut().zip(x).zip(dy) {
-        *dw += dy * (x - mean) * inverse;
+/// With unit = (x - mean) * inverse and g = dy * w:
+/// `dx = inverse * (g - mean(g) - unit * mean(g * unit))`, where a norm around zero has no `mean(g)`.
+struct InputGradient<'a> {
+    x: &'a [f32],
+    dy: &'a [f32],
+    w: &'a [f32],
+    kind: Kind,
+    dx: &'a mut [f32],
+}
+
+impl Kernel for InputGradient<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let width = self.w.len().max(1);
+        let rows = self.x.chunks_exact(width).zip(self.dy.chunks_exact(width));
+        for ((x, dy), dx) in rows.zip(self.dx.chunks_exact_mut(width)) {
+            let (mean, inverse) = measure(s, x, self.kind);
+            let (means, inverses) = (s.splat(mean), s.splat(inverse));
+            let inputs = x.chunks(S::LANES).zip(dy.chunks(S::LANES)).zip(self.w.chunks(S::LANES));
+            let (mut total, mut along) = (s.splat(0.0), s.splat(0.0));
+            for ((x, dy), w) in inputs.clone() {
+                // Beyond the end of a row g is 0, so that it adds nothing to either sum.
+                let g = s.mul(s.load(dy), s.load(w));
+                total = s.add(total, g);
+                along = s.fma(g, s.mul(s.sub(s.load(x), means), inverses), along);
+            }
+            let share = 1.0 / width as f32;
+            let total = match self.kind.0 {
+                Centre::Mean => s.splat(s.sum(total) * share),
+                Centre::Zero => s.splat(0.0),
+            };
+            let along = s.splat(s.sum(along) * share);
+            for (((x, dy), w), dx) in inputs.zip(dx.chunks_mut(S::LANES)) {
+                let unit = s.mul(s.sub(s.load(x), means), inverses);
+                let g = s.mul(s.load(dy), s.load(w));
+                s.store(dx, s.mul(inverses, s.sub(s.sub(g, total), s.mul(unit, along))));
+            }
+        }
+    }
+}
+
+/// Centre and inverse of every row, side by side.
+struct Statistics<'a> {
+    x: &'a Mat,
+    kind: Kind,
+    stats: &'a mut [f32],
+}
+
+impl Kernel for Statistics<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (r, stats) in self.stats.chunks_exact_mut(2).enumerate() {
+            (stats[0], stats[1]) = measure(s, self.x.row(r), self.kind);
+        }
     }
 }

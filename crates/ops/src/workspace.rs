@@ -1,8 +1,10 @@
 //! The memory and threads of one job.
 
+use crate::aligned::{Aligned, PAD};
 use crate::error::same;
 use crate::mat::Mat;
-use crate::{Error, Result};
+use crate::parallel::{Parts, block, share_out};
+use crate::{Error, Level, Result};
 use base::{Charge, Meter};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -17,13 +19,23 @@ use std::sync::{Arc, Mutex, MutexGuard};
 pub struct Workspace {
     meter: Meter,
     threads: usize,
+    level: Level,
     pool: Arc<Pool>,
 }
 
 impl Workspace {
-    /// `threads` is how many pool threads one operation may use; at 1 everything runs inline.
+    /// `threads` is how many threads of the pool one operation may use; at 1 everything runs inline.
     pub fn new(meter: &Meter, threads: usize) -> Workspace {
-        Workspace { meter: meter.clone(), threads: threads.max(1), pool: Arc::default() }
+        Workspace::with_level(meter, threads, Level::best())
+    }
+
+    /// With these vector instructions, to hold one instruction set against another.
+    pub fn with_level(meter: &Meter, threads: usize, level: Level) -> Workspace {
+        Workspace { meter: meter.clone(), threads: threads.max(1), level, pool: Arc::default() }
+    }
+
+    pub fn level(&self) -> Level {
+        self.level
     }
 
     pub fn threads(&self) -> usize {
@@ -68,25 +80,34 @@ impl Workspace {
         self.from_slice(rows.len(), width, &mat[rows.start * width..rows.end * width])
     }
 
+    /// `len` floats of unspecified numbers.
     pub(crate) fn buffer(&self, len: usize) -> Result<Buffer> {
         let charge = self.meter.charge(4 * len as u64)?;
-        let data = self.pool.lock().take(len);
-        let offset = data.as_ptr().align_offset(ALIGN).min(PAD);
-        Ok(Buffer { data, offset, len, pool: self.pool.clone(), _charge: charge })
+        let floats = Aligned::within(self.pool.lock().take(len), len);
+        Ok(Buffer { floats, pool: self.pool.clone(), _charge: charge })
+    }
+
+    /// Runs `task(rows, part)` over blocks of the rows of `mat`, where `part` are these rows of it.
+    pub(crate) fn by_rows(&self, mat: &mut Mat, task: impl Fn(Range<usize>, &mut [f32]) + Sync) {
+        let (rows, width) = (mat.rows(), mat.width());
+        let size = (BLOCK / width.max(1)).max(1);
+        let parts = Parts::new(mat);
+        share_out(self.threads, rows.div_ceil(size), |_, index| {
+            let rows = block(rows, size, index);
+            // SAFETY: blocks of rows are disjoint.
+            let part = unsafe { parts.part(rows.start * width..rows.end * width) };
+            task(rows, part);
+        });
     }
 }
 
-/// Bytes of a cache line, and of the widest vector register.
-const ALIGN: usize = 64;
-/// Floats by which a buffer is longer than asked, so that an aligned start exists in it.
-const PAD: usize = ALIGN / 4 - 1;
+/// Elements of one task of an operation on rows: its operands stay in the second cache.
+const BLOCK: usize = 1 << 15;
 
-/// Memory of a workspace: aligned, always initialised, handed back on drop.
+/// Memory of a workspace: always initialised, handed back on drop.
 #[derive(Debug)]
 pub(crate) struct Buffer {
-    data: Vec<f32>,
-    offset: usize,
-    len: usize,
+    floats: Aligned,
     pool: Arc<Pool>,
     _charge: Charge,
 }
@@ -94,19 +115,19 @@ pub(crate) struct Buffer {
 impl std::ops::Deref for Buffer {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        &self.data[self.offset..self.offset + self.len]
+        &self.floats
     }
 }
 
 impl std::ops::DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.data[self.offset..self.offset + self.len]
+        &mut self.floats
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.pool.lock().give(std::mem::take(&mut self.data));
+        self.pool.lock().give(std::mem::take(&mut self.floats).into_storage());
     }
 }
 
@@ -177,7 +198,7 @@ mod tests {
         let ws = Workspace::new(&meter, 1);
         let first = ws.scratch(10, 100).unwrap();
         let address = first.as_ptr();
-        assert_eq!(address as usize % ALIGN, 0);
+        assert_eq!(address as usize % 64, 0);
         drop(first);
         let again = ws.zeros(10, 99).unwrap();
         assert_eq!(again.as_ptr(), address);
