@@ -33,6 +33,7 @@ mod pass;
 pub mod peft;
 mod peft_config;
 pub mod price;
+pub mod side;
 mod source;
 mod spec;
 mod tokens;

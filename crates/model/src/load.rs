@@ -15,10 +15,10 @@ use crate::norm::Norm;
 use crate::pass::Values;
 use crate::peft_config::PeftConfig;
 use crate::source::{Source, Weights};
-use crate::spec::{Activation, Module, Place, Pooling, Role, Shape, Spec, Task};
+use crate::spec::{Activation, Module, Place, Role, Shape, Spec, Task};
 use base::Seed;
 use ops::attention::{Heads, Mask};
-use ops::{Linear, act, pool, rope};
+use ops::{Linear, act, rope};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -177,11 +177,7 @@ impl Loader<'_> {
         let norm = has_norm.then(|| self.norm(Place::Last, Role::FinalNorm)).transpose()?;
         let kind = match task {
             Task::Classification { classes, pooling, squash } => Kind::Classifier(Classifier {
-                pooling: match pooling {
-                    Pooling::Cls => pool::Pooling::Cls,
-                    Pooling::Mean => pool::Pooling::Mean,
-                    Pooling::Last => pool::Pooling::Last,
-                },
+                pooling: (*pooling).into(),
                 squash: *squash,
                 weight: self.new_values("classifier.weight", classes * self.spec.width),
                 bias: self.new_values("classifier.bias", *classes),

@@ -74,6 +74,16 @@ pub enum Pooling {
     Last,
 }
 
+impl From<Pooling> for ops::pool::Pooling {
+    fn from(pooling: Pooling) -> ops::pool::Pooling {
+        match pooling {
+            Pooling::Cls => ops::pool::Pooling::Cls,
+            Pooling::Mean => ops::pool::Pooling::Mean,
+            Pooling::Last => ops::pool::Pooling::Last,
+        }
+    }
+}
+
 /// The part a module plays in its model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {

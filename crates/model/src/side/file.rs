@@ -1,0 +1,67 @@
+//! The side network as files that a device loads: `side_network.safetensors` and, beside it, how it is
+//! built.
+
+use super::{SideConfig, SideNetwork};
+use crate::LoadError;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+pub const WEIGHTS_FILE: &str = "side_network.safetensors";
+pub const CONFIG_FILE: &str = "side_network_config.json";
+
+/// Write both files into `dir`.
+pub fn save(dir: &Path, network: &SideNetwork, theta: &[f32]) -> Result<(), LoadError> {
+    let bytes: Vec<u8> = theta.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let mut tensors = BTreeMap::new();
+    for site in network.sites() {
+        let range = site.range();
+        let data = bytes.get(4 * range.start..4 * range.end).ok_or_else(|| {
+            let (found, expected) = (theta.len(), network.total());
+            LoadError::Config(format!("{found} parameters of a side network of {expected}"))
+        })?;
+        let view = TensorView::new(Dtype::F32, vec![site.rows, site.cols], data);
+        let view = view.map_err(|error| LoadError::Config(format!("{}: {error}", site.name)))?;
+        tensors.insert(site.name.as_str(), view);
+    }
+    let path = dir.join(WEIGHTS_FILE);
+    safetensors::serialize_to_file(tensors, None, &path)
+        .map_err(|error| LoadError::Io { path, source: std::io::Error::other(error) })?;
+    let path = dir.join(CONFIG_FILE);
+    let mut text = serde_json::to_string_pretty(network.config()).expect("a configuration is plain data");
+    text.push('\n');
+    std::fs::write(&path, text).map_err(LoadError::io(path))
+}
+
+/// Read both files of `dir`.
+pub fn load(dir: &Path) -> Result<(SideNetwork, Vec<f32>), LoadError> {
+    let path = dir.join(CONFIG_FILE);
+    let text = std::fs::read_to_string(&path).map_err(LoadError::io(&path))?;
+    let bad = |what: String| LoadError::Config(format!("{}: {what}", path.display()));
+    let config: SideConfig = serde_json::from_str(&text).map_err(|error| bad(error.to_string()))?;
+    let network = SideNetwork::new(config).map_err(bad)?;
+    let path = dir.join(WEIGHTS_FILE);
+    let bytes = std::fs::read(&path).map_err(LoadError::io(&path))?;
+    let file = path.display().to_string();
+    let tensors = SafeTensors::deserialize(&bytes)
+        .map_err(|error| LoadError::Corrupt { file: file.clone(), what: error.to_string() })?;
+    let mut theta = Vec::with_capacity(bytes.len() / 4);
+    for site in network.sites() {
+        let missing = |_| LoadError::MissingTensor { file: file.clone(), name: site.name.clone() };
+        let tensor = tensors.tensor(&site.name).map_err(missing)?;
+        if tensor.dtype() != Dtype::F32 {
+            let dtype = format!("{:?}", tensor.dtype());
+            return Err(LoadError::Dtype { name: site.name.clone(), dtype });
+        }
+        let (found, expected) = (tensor.shape().to_vec(), vec![site.rows, site.cols]);
+        if found != expected {
+            return Err(LoadError::WrongShape { name: site.name.clone(), found, expected });
+        }
+        let value = |chunk: &[u8]| f32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]);
+        theta.extend(tensor.data().chunks_exact(4).map(value));
+        if theta[site.offset..].iter().any(|value| !value.is_finite()) {
+            return Err(LoadError::NonFinite { name: site.name.clone() });
+        }
+    }
+    Ok((network, theta))
+}
