@@ -1,1 +1,30 @@
+//! The methods, one file each with both halves, and the one list that drives help, docs, the
+//! scenario and the conformance suite.
+//!
+//! To add a method: write its file, implementing [`Method`] and two [`federation::Side`]s, and add
+//! its row to [`METHODS`].
 
+mod centralized;
+mod dummy;
+mod evaluate;
+mod fedavg_lora;
+mod lab;
+mod method;
+mod train;
+
+pub use evaluate::evaluate;
+pub use lab::{Lab, Workload};
+pub use method::{Assembly, Entry, Method, Quote, Setup, SetupError};
+pub use train::TrainConfig;
+
+/// Every method there is.
+pub const METHODS: &[Entry] = &[
+    Entry::of::<centralized::Centralized>(),
+    Entry::of::<fedavg_lora::FedavgLora>(),
+    Entry::of::<dummy::Dummy>(),
+];
+
+/// The method of that name.
+pub fn find(name: &str) -> Option<&'static Entry> {
+    METHODS.iter().find(|entry| entry.name == name)
+}

@@ -30,7 +30,6 @@ pub mod local;
 mod output;
 mod pool;
 pub mod profiles;
-mod site;
 mod virtual_time;
 pub mod weather;
 
