@@ -21,7 +21,6 @@ pub struct Checkpoint {
     /// will happen again: cut it off before resuming.
     pub records: u64,
     pub(crate) hash: TraceHash,
-    pub(crate) rounds: u32,
     pub(crate) agenda: Agenda,
     /// The nodes that have ever lived.
     pub(crate) hosts: Vec<Saved>,

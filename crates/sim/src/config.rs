@@ -13,8 +13,8 @@ pub struct SimConfig {
     pub faults: FaultsConfig,
     /// When each device is reachable, from node 1; empty is always.
     pub availability: Vec<Availability>,
-    /// Offer a checkpoint whenever this many rounds have closed; 0 is never. One is always taken at
-    /// an interrupt.
+    /// Offer a checkpoint at the end of each round whose number this divides; 0 is never. One is always
+    /// taken at an interrupt. The local driver offers no other.
     pub checkpoint_rounds: u32,
 }
 

@@ -30,6 +30,7 @@ pub mod local;
 mod output;
 mod pool;
 pub mod profiles;
+mod site;
 mod virtual_time;
 pub mod weather;
 

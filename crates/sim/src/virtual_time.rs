@@ -10,7 +10,7 @@
 
 use crate::agenda::{Agenda, Event, What};
 use crate::checkpoint::{Checkpoint, Driver, Saved};
-use crate::faults::Moment;
+use crate::faults::{Kill, Moment};
 use crate::host::{Host, Process, Running, Tally};
 use crate::link::{self, End};
 use crate::output::{Ended, Output, SimError, Tracer};
@@ -61,8 +61,6 @@ struct World<'a> {
     /// By node number.
     hosts: Vec<Host>,
     now: Time,
-    /// Rounds closed.
-    rounds: u32,
 }
 
 impl<'a> World<'a> {
@@ -79,7 +77,6 @@ impl<'a> World<'a> {
             agenda: Agenda::default(),
             hosts: (0..=federation.devices.len()).map(|_| Host::new()).collect(),
             now: Time::ZERO,
-            rounds: 0,
         }
     }
 
@@ -134,41 +131,38 @@ impl<'a> World<'a> {
         durable.handle(self.now, input, &mut fx);
 
         let closed = self.publish(&fx.records);
-        let mortal = !is_timer && fx.stop.is_none();
+        let stop = fx.stop.take().filter(|_| node == SERVER);
+        let mortal = !is_timer && stop.is_none();
         let kill = mortal.then(|| self.config.faults.kill(self.config.seed, node, count)).flatten();
-        match kill {
-            Some(kill) if kill.moment == Moment::BeforeEffects => self.kill(node, kill.down_s),
-            kill => {
-                let Effects { sends, tasks, timers, abandoned, .. } = &mut fx;
-                tasks.retain(|task| !abandoned.contains(&task.id));
-                abandoned.drain(..).for_each(|job| self.abandon(node, job));
-                sends.drain(..).for_each(|(to, packet)| self.send(node, to, packet));
-                tasks.drain(..).for_each(|task| self.compute(node, task));
-                timers.drain(..).for_each(|at| self.wake(node, at));
-                if let Some((Moment::DuringWork(share), down_s)) =
-                    kill.map(|kill| (kill.moment, kill.down_s))
-                {
-                    let left = self.hosts[node.0 as usize].tally.idle.0.saturating_sub(self.now.0);
-                    let at = Time(self.now.0 + (left as f64 * share) as u64);
-                    self.agenda.schedule(at, node, What::Kill { down_s });
-                }
-            }
+        if let Some(Kill { moment: Moment::BeforeEffects, down_s }) = kill {
+            self.kill(node, down_s);
+        } else {
+            self.carry_out(node, fx);
         }
-        if closed && fx.stop.is_none() {
-            self.rounds += 1;
-            if self.config.checkpoint_rounds > 0
-                && self.rounds.is_multiple_of(self.config.checkpoint_rounds)
-            {
-                let checkpoint = self.checkpoint();
-                self.tracer.offer(checkpoint);
-            }
+        if let Some(Kill { moment: Moment::DuringWork(share), down_s }) = kill {
+            let left = self.hosts[node.0 as usize].tally.idle.0.saturating_sub(self.now.0);
+            let at = Time(self.now.0 + (left as f64 * share) as u64);
+            self.agenda.schedule(at, node, What::Kill { down_s });
         }
-        fx.stop.filter(|_| node == SERVER)
+        let due = closed.and_then(|round| round.checked_rem(self.config.checkpoint_rounds)) == Some(0);
+        if due && stop.is_none() {
+            let checkpoint = self.checkpoint();
+            self.tracer.offer(checkpoint);
+        }
+        stop
     }
 }
 
 /// Carrying out effects.
 impl World<'_> {
+    fn carry_out(&mut self, node: Node, fx: Effects) {
+        fx.abandoned.iter().for_each(|job| self.abandon(node, *job));
+        fx.sends.into_iter().for_each(|(to, packet)| self.send(node, to, packet));
+        let wanted = fx.tasks.into_iter().filter(|task| !fx.abandoned.contains(&task.id));
+        wanted.for_each(|task| self.compute(node, task));
+        fx.timers.into_iter().for_each(|at| self.wake(node, at));
+    }
+
     /// Put a message on its way, if the weather and both links let it through.
     fn send(&mut self, from: Node, to: Node, packet: Packet) {
         let device = if from == SERVER { to } else { from };
@@ -254,22 +248,21 @@ impl World<'_> {
         }
     }
 
-    /// Records go out; a round that opens takes its dropouts away. Returns whether a round closed.
-    fn publish(&mut self, records: &[Record]) -> bool {
-        let mut closed = false;
+    /// Records go out; a round that opens takes its dropouts away. The last round that closed, if any.
+    fn publish(&mut self, records: &[Record]) -> Option<u32> {
+        let mut closed = None;
         for record in records {
             self.tracer.record(record);
             match &record.fact {
                 Fact::RoundOpened { round, cohort, .. } => {
                     let faults = &self.config.faults;
                     let until = self.now.after(faults.dropout_seconds);
-                    for device in cohort {
-                        if faults.drops_out(self.config.seed, *device, *round) {
-                            self.hosts[device.0 as usize].tally.away = until;
-                        }
+                    let drops_out = |device: &&Node| faults.drops_out(self.config.seed, **device, *round);
+                    for device in cohort.iter().filter(drops_out) {
+                        self.hosts[device.0 as usize].tally.away = until;
                     }
                 }
-                Fact::RoundClosed { .. } => closed = true,
+                Fact::RoundClosed { round, .. } => closed = Some(*round),
                 _ => {}
             }
         }
@@ -340,7 +333,6 @@ impl World<'_> {
             time: self.now,
             records: self.tracer.records,
             hash: self.tracer.hash.clone(),
-            rounds: self.rounds,
             agenda: self.agenda.clone(),
             hosts: self.hosts.iter().enumerate().filter_map(save).collect(),
         }
@@ -351,7 +343,6 @@ impl World<'_> {
     fn resume(&mut self, from: Checkpoint) -> Result<(), SimError> {
         from.fits(Driver::Virtual, self.config.seed, self.hosts.len() as u32)?;
         self.now = from.time;
-        self.rounds = from.rounds;
         self.agenda = from.agenda;
         self.tracer.records = from.records;
         self.tracer.hash = from.hash;

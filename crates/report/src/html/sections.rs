@@ -23,7 +23,7 @@ pub(super) fn facts(run: &Summary) -> String {
             facts.push(("accuracy", format!("{accuracy:.4}"), f1));
         }
         if let Some(perplexity) = eval.perplexity {
-            facts.push(("perplexity", format!("{perplexity:.3}"), on.clone()));
+            facts.push(("perplexity", format!("{perplexity:.3}"), "exp(loss)".to_owned()));
         }
         facts.push(("loss", format!("{:.4}", eval.loss), on));
     }
