@@ -320,6 +320,16 @@ mod tests {
     }
 
     #[test]
+    fn every_preset_is_a_class() {
+        for profile in PROFILES {
+            let fleet = fleet(&format!("devices = 1\nprofiles.{} = 1", profile.name)).unwrap();
+            assert_eq!(fleet.devices[0].flops_per_s, profile.flops_per_s());
+            assert_eq!(fleet.devices[0].up_bytes_per_s, profile.up_mbps * 125_000.0);
+            assert_eq!(PROFILES.iter().filter(|other| other.name == profile.name).count(), 1);
+        }
+    }
+
+    #[test]
     fn overrides_and_custom_rows() {
         let fleet = fleet(
             r#"

@@ -180,6 +180,14 @@ mod tests {
     }
 
     #[test]
+    #[should_panic(expected = "the job's own words")]
+    fn a_job_that_panics_does_so_where_its_result_is_taken() {
+        let pool = Pool::new(1);
+        pool.submit((Time(1), 1), Box::new(|| panic!("the job's own words")));
+        pool.take((Time(1), 1), &AtomicBool::new(false));
+    }
+
+    #[test]
     fn a_wait_can_be_interrupted_and_a_job_forgotten() {
         let pool = Pool::new(1);
         pool.submit((Time(1), 1), Box::new(|| outcome(1)));

@@ -33,7 +33,8 @@ impl Profile {
 
 const GB: u64 = 1_000_000_000;
 
-/// Every preset, weakest first. "Unverified" stands where no primary source was at hand.
+/// Every preset: phones and boards by peak, then the bigger ones. "Unverified" stands where no primary
+/// source was at hand.
 pub const PROFILES: &[Profile] = &[
     // Tensor G2. CPU peak from clocks and vector widths (2 X1, 2 A78, 4 A55; unverified); sustained
     // share as derived above; 4 GB held LLaMA-7B INT4 in FwdLLM's Table 7; 10 Mbps is FwdLLM's link.
