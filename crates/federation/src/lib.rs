@@ -31,6 +31,8 @@ mod alarm;
 mod cohort;
 pub mod coordinator;
 mod frame;
+#[cfg(test)]
+mod hostile;
 mod jobs;
 pub mod journal;
 mod link;

@@ -218,3 +218,92 @@ fn learn(slack: f64, took: f64, repeats: u32) -> f64 {
         (false, _) => slack,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use base::{Blob, SERVER};
+
+    fn letter(round: u32, bytes: usize) -> Letter {
+        Letter::said(round, &Blob(vec![0; bytes].into()))
+    }
+
+    /// Post one letter now, acknowledge it `took` seconds later, and say how many copies left.
+    fn copies(link: &mut Link, now: &mut f64, bytes: usize, took: f64) -> usize {
+        let (mut fx, end) = (Effects::default(), *now + took);
+        link.post(letter(1, bytes));
+        link.flush(Time::ZERO.after(*now), SERVER, &mut fx);
+        while let Some(due) = link.due().filter(|due| due.seconds() < end) {
+            link.repeat(due, SERVER, &mut fx);
+        }
+        link.acknowledge(Time::ZERO.after(end), link.next_seq).unwrap();
+        *now = end;
+        fx.sends.len()
+    }
+
+    #[test]
+    fn repeats_follow_size_and_measured_speed() {
+        let payload = 758_000_000;
+        let (mut link, mut now) = (Link::new(0, 1.25e6), 0.0);
+        assert_eq!(copies(&mut link, &mut now, payload, 607.0), 1, "10 Mbit/s as declared");
+        assert_eq!(copies(&mut link, &mut now, 10, 0.2), 1);
+        let slow: Vec<usize> = (0..4).map(|_| copies(&mut link, &mut now, payload, 3035.0)).collect();
+        assert_eq!(slow, [2, 2, 1, 1], "five times slower than declared");
+        let mut dead = Link::new(0, 1e6);
+        let hour = copies(&mut dead, &mut 0.0, 10, 3600.0);
+        assert!((8..40).contains(&hour), "{hour} copies to a peer that is silent for an hour");
+    }
+
+    #[test]
+    fn acknowledgements_ride_on_data_and_come_alone_only_without_it() {
+        let (mut link, mut fx) = (Link::new(0, 1e6), Effects::default());
+        link.flush(Time::ZERO, SERVER, &mut fx);
+        assert!(fx.sends.is_empty());
+        assert_eq!(link.receive(0, 0, letter(1, 1)).unwrap().len(), 1);
+        link.post(letter(1, 1));
+        link.flush(Time::ZERO, SERVER, &mut fx);
+        assert_eq!(fx.sends.len(), 1);
+        assert!(matches!(Frame::open(&fx.sends[0].1), Ok(Frame::Data { ack: 1, .. })));
+        assert!(link.receive(0, 0, letter(1, 1)).unwrap().is_empty(), "a double is acknowledged again");
+        link.flush(Time::ZERO, SERVER, &mut fx);
+        assert!(matches!(Frame::open(&fx.sends[1].1), Ok(Frame::Ack { ack: 1, .. })));
+    }
+
+    #[test]
+    fn what_was_given_up_is_not_waited_for() {
+        let (mut sender, mut receiver, mut fx) = (Link::new(0, 1e6), Link::new(0, 1e6), Effects::default());
+        sender.post(letter(1, 1));
+        sender.post(letter(1, 1));
+        sender.flush(Time::ZERO, SERVER, &mut fx);
+        sender.abandon();
+        sender.post(letter(2, 1));
+        sender.flush(Time::ZERO, SERVER, &mut fx);
+        let Ok(Frame::Data { floor, seq, letter, .. }) = Frame::open(&fx.sends[2].1) else { panic!() };
+        assert_eq!((floor, seq), (2, 2));
+        assert_eq!(receiver.receive(floor, seq, letter.clone()).unwrap(), [letter]);
+    }
+
+    #[test]
+    fn early_letters_are_kept_within_bounds_and_handed_over_in_order() {
+        let mut link = Link::new(0, 1e6);
+        for seq in (1..10_000).rev() {
+            assert!(link.receive(0, seq, letter(1, 1 << 20)).unwrap().is_empty());
+        }
+        assert!(link.early.len() < WINDOW && link.early_bytes <= EARLY_BYTES);
+        let kept = link.early.len();
+        assert_eq!(link.receive(0, 0, letter(1, 1)).unwrap().len(), 1 + kept);
+        assert!(link.early.is_empty() && link.early_bytes == 0);
+        let big = letter(1, EARLY_BYTES as usize + 1);
+        assert!(link.receive(0, link.next_in + 1, big).unwrap().is_empty() && link.early.is_empty());
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_a_breach() {
+        let mut link = Link::new(0, 1e6);
+        link.post(letter(1, 1));
+        assert!(link.acknowledge(Time::ZERO, 1).is_err(), "never sent");
+        assert!(link.acknowledge(Time::ZERO, u64::MAX).is_err());
+        assert!(link.receive(5, 4, letter(1, 1)).is_err());
+        assert!(link.receive(0, u64::MAX, letter(1, 1)).is_err());
+    }
+}
