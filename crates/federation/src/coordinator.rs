@@ -13,6 +13,7 @@ use crate::cohort::{self, Cohort, Progress};
 use crate::frame::{Content, Excuse, Frame, FrameError, Letter, printable};
 use crate::jobs::{self, Jobs};
 use crate::link::Breach;
+use crate::losses::Losses;
 use crate::pace::{CohortConfig, Pace};
 use crate::roster::{self, Hello, Roster};
 use crate::{
@@ -21,11 +22,8 @@ use crate::{
 };
 use base::{CodecError, Node, Packet, SERVER, Seed, Time, decode, encode};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
-
-/// A run fails after this many rounds in a row that lost every device.
-pub const EMPTY_ROUNDS: u32 = 3;
 
 /// What the server is to do.
 #[derive(Clone, Debug)]
@@ -58,11 +56,7 @@ struct State<S: Side> {
     round: u32,
     cohort: Cohort,
     jobs: Jobs<S>,
-    empty_rounds: u32,
-    /// The last device lost, and why: for the message of a run that fails.
-    last_loss: String,
-    /// Devices that refused a job for want of memory and were never counted since: need and budget.
-    short: BTreeMap<Node, (u64, u64)>,
+    losses: Losses,
     alarm: Alarm,
 }
 
@@ -106,9 +100,7 @@ impl<S: Side> Coordinator<S> {
             round: 0,
             cohort: Cohort::default(),
             jobs: Jobs::new(),
-            empty_rounds: 0,
-            last_loss: String::new(),
-            short: BTreeMap::new(),
+            losses: Losses::default(),
             alarm: Alarm::default(),
         };
         Coordinator { plan, seed, method: String::new(), bench, state }
@@ -214,7 +206,7 @@ impl<S: Side> Coordinator<S> {
             },
             Content::Sorry(excuse) => {
                 if let Excuse::Memory { need, budget } = excuse {
-                    self.state.short.insert(from, (need, budget));
+                    self.state.losses.note_short(from, need, budget);
                 }
                 self.lose(from, &printable(&excuse.to_string()), turn);
             }
@@ -322,7 +314,7 @@ impl<S: Side> Coordinator<S> {
         }
         for device in cx.finished {
             if self.state.cohort.count(device) {
-                self.state.short.remove(&device);
+                self.state.losses.clear_short(device);
                 turn.record(Fact::Counted { round, device });
             }
         }
@@ -363,27 +355,13 @@ impl<S: Side> Coordinator<S> {
         turn.record(Fact::RoundClosed { round, counted, summary });
         self.state.jobs.clear();
         self.state.phase = Phase::Gathering;
-        self.state.empty_rounds = if lost_all { self.state.empty_rounds + 1 } else { 0 };
         turn.fx.checkpoint = true;
-        if lost_all && let Some(reason) = self.hopeless() {
+        if !lost_all {
+            return self.state.losses.survived();
+        }
+        if let Some(reason) = self.state.losses.lost_everybody(self.state.roster.present()) {
             self.stop(Status::Failed(reason), turn);
         }
-    }
-
-    /// Why a round that lost everybody ends the run, if it does.
-    fn hopeless(&self) -> Option<String> {
-        let present = self.state.roster.present();
-        let all_short = present.iter().all(|node| self.state.short.contains_key(node));
-        let largest = self.state.short.values().max_by_key(|(_, budget)| *budget);
-        if let (true, Some((need, budget))) = (all_short, largest) {
-            let (need, budget) = (base::units::bytes(*need), base::units::bytes(*budget));
-            return Some(format!(
-                "no device can hold this job: it needs {need}, and the largest budget is {budget}"
-            ));
-        }
-        let (rounds, last) = (self.state.empty_rounds, &self.state.last_loss);
-        (rounds >= EMPTY_ROUNDS)
-            .then(|| format!("{rounds} rounds in a row lost every device; the last: {last}"))
     }
 
     fn stop(&mut self, status: Status, turn: &mut Turn<'_, S>) {
@@ -417,7 +395,7 @@ impl<S: Side> Coordinator<S> {
     fn note_loss(&mut self, device: Node, reason: &str, turn: &mut Turn<'_, S>) {
         let round = self.state.round;
         self.state.roster.abandon(device);
-        self.state.last_loss = format!("{device}: {reason}");
+        self.state.losses.note(device, reason);
         turn.record(Fact::Lost { round, device, reason: reason.to_owned() });
     }
 

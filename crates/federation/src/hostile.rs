@@ -164,6 +164,18 @@ fn a_message_the_method_cannot_read_costs_the_device_its_round() {
 }
 
 #[test]
+fn a_device_that_is_gone_before_it_came_is_not_waited_for() {
+    let mut server = server();
+    for node in 1..DEVICES {
+        assert!(hear(&mut server, Node(node), hello(member(node))).tasks.is_empty());
+    }
+    let mut fx = Effects::default();
+    server.handle(Time(9), Input::Lost(Node(DEVICES)), &mut fx);
+    let Fact::RoundOpened { cohort, .. } = &fx.records[0].fact else { panic!("{:?}", fx.records) };
+    assert_eq!(*cohort, [Node(1), Node(2), Node(3)]);
+}
+
+#[test]
 fn a_flood_of_early_letters_fills_no_memory() {
     let mut server = server();
     for node in 1..=DEVICES {

@@ -280,7 +280,9 @@ mod tests {
         sender.flush(Time::ZERO, SERVER, &mut fx);
         let Ok(Frame::Data { floor, seq, letter, .. }) = Frame::open(&fx.sends[2].1) else { panic!() };
         assert_eq!((floor, seq), (2, 2));
+        assert!(receiver.receive(0, 1, letter.clone()).unwrap().is_empty());
         assert_eq!(receiver.receive(floor, seq, letter.clone()).unwrap(), [letter]);
+        assert!(receiver.early.is_empty());
     }
 
     #[test]

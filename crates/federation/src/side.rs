@@ -42,12 +42,15 @@ pub trait Side: Serialize + DeserializeOwned + Send + 'static {
 pub enum Event<S: Side> {
     /// Server half: a round begins with these devices, in node order.
     Open { round: u32, cohort: Vec<Member> },
-    /// The other half said something; in order, exactly once, and of the current round.
+    /// The other half said something; in order, exactly once, and of the current round. The server half
+    /// hears only devices that it neither finished nor lost. A device half learns that a round has ended
+    /// by the first message of a later one, and may have been left in the middle: it begins anew.
     Message { from: Node, body: S::In },
     /// A job of the current round ran.
     Done(S::Done),
     /// Server half: this device will give nothing more in this round (gone, too late, refused, or
-    /// not needed any more).
+    /// not needed any more). Told once, and never of a device that is finished. A round that has lost
+    /// everybody is closed by the half, or by its host where the half leaves it open.
     Lost(Node),
 }
 
@@ -96,7 +99,8 @@ impl<S: Side> Cx<S> {
         Cx { sends: Vec::new(), jobs: Vec::new(), finished: Vec::new(), refused: Vec::new(), closed: None }
     }
 
-    /// Say something to the other half on `to`. It arrives once and in order, or `to` is lost.
+    /// Say something to the other half on `to`. It arrives once and in order, or `to` is lost. What is
+    /// said to a device outside the cohort, or lost, is dropped.
     pub fn send(&mut self, to: Node, body: S::Out) {
         self.sends.push((to, body));
     }
@@ -113,7 +117,9 @@ impl<S: Side> Cx<S> {
     }
 
     /// Server half: what this device gave is not counted, and why (a tensor of the wrong size, a value
-    /// that is not finite). It is recorded as lost by that name; no [`Event::Lost`] follows.
+    /// that is not finite), even where it was finished before. It is recorded as lost by that name; no
+    /// [`Event::Lost`] follows. Device half: what the server said is no good; the device gives nothing to
+    /// this round, and the server is told why.
     pub fn refuse(&mut self, node: Node, reason: impl Into<String>) {
         self.refused.push((node, reason.into()));
     }
