@@ -62,8 +62,13 @@ struct State<S: Side> {
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Phase {
+    /// A round has closed in this turn. The next one opens with the next input (a timer, at the latest),
+    /// so that the snapshot at a round's end does not hold what the next one has yet to send.
+    Closed,
     Gathering,
-    Open { deadline: Option<Time> },
+    Open {
+        deadline: Option<Time>,
+    },
     Stopped(Status),
 }
 
@@ -293,7 +298,6 @@ impl<S: Side> Coordinator<S> {
             if turn.queue.is_empty() {
                 self.close_if_stuck(turn);
             }
-            self.try_open(turn);
         }
     }
 
@@ -354,13 +358,15 @@ impl<S: Side> Coordinator<S> {
         }
         turn.record(Fact::RoundClosed { round, counted, summary });
         self.state.jobs.clear();
-        self.state.phase = Phase::Gathering;
+        self.state.phase = Phase::Closed;
         turn.fx.checkpoint = true;
         if !lost_all {
-            return self.state.losses.survived();
+            self.state.losses.survived();
+        } else if let Some(reason) = self.state.losses.lost_everybody(self.state.roster.present()) {
+            return self.stop(Status::Failed(reason), turn);
         }
-        if let Some(reason) = self.state.losses.lost_everybody(self.state.roster.present()) {
-            self.stop(Status::Failed(reason), turn);
+        if round == self.plan.rounds {
+            self.stop(Status::Completed, turn);
         }
     }
 
@@ -449,6 +455,9 @@ impl<S: Side> Machine for Coordinator<S> {
         let mut turn = Turn { now, fx, queue: VecDeque::new() };
         let turn = &mut turn;
         let stopped = matches!(self.state.phase, Phase::Stopped(_));
+        if matches!(self.state.phase, Phase::Closed) {
+            self.state.phase = Phase::Gathering;
+        }
         match input {
             Input::Restored(snapshot) => self.restore(&snapshot, turn),
             Input::Message { from, packet } => self.message(from, &packet, turn),
@@ -475,6 +484,7 @@ impl<S: Side> Machine for Coordinator<S> {
         self.state.jobs.flush(turn.fx);
         match &self.state.phase {
             Phase::Stopped(status) => turn.fx.stop = Some(status.clone()),
+            Phase::Closed => self.state.alarm.set(Some(now), turn.fx),
             Phase::Gathering => self.state.alarm.set(self.state.roster.next_due(), turn.fx),
             Phase::Open { deadline } => {
                 let deadline = deadline.filter(|_| self.state.cohort.waiting() > 0);
