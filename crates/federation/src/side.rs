@@ -81,6 +81,9 @@ pub struct Summary {
     pub loss: f64,
     pub examples: u64,
     pub eval: Option<Eval>,
+    /// The first round only: the global model as it was before anything was trained.
+    #[serde(default)]
+    pub before: Option<Eval>,
     /// Figures of the method's own (perturbations, variance, cache size, ...).
     pub figures: BTreeMap<String, f64>,
 }

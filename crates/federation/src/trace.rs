@@ -3,6 +3,7 @@
 use crate::{JobId, Status, Summary};
 use base::{Node, Time};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// One line of `trace.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -64,4 +65,8 @@ pub struct Eval {
     /// `exp(loss)`, for causal language models.
     #[serde(default)]
     pub perplexity: Option<f64>,
+    /// The same on the held-out rows of each device class, where rows have owners (a natural
+    /// partition).
+    #[serde(default)]
+    pub by_class: BTreeMap<String, Eval>,
 }

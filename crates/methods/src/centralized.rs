@@ -58,14 +58,22 @@ pub struct Server {
 
 #[derive(Clone, Serialize, Deserialize)]
 pub enum Job {
-    Train { round: u32, theta: Blob, optimizer: Optimizer },
-    Evaluate { theta: Blob },
+    Train {
+        round: u32,
+        theta: Blob,
+        optimizer: Optimizer,
+    },
+    /// `trained` tells the model of a round's end from the one before the first round.
+    Evaluate {
+        theta: Blob,
+        trained: bool,
+    },
 }
 
 #[derive(Serialize, Deserialize)]
 pub enum Done {
     Trained { theta: Blob, optimizer: Optimizer, loss: f64, examples: u64 },
-    Evaluated(Eval),
+    Evaluated { eval: Eval, trained: bool },
 }
 
 impl Side for Server {
@@ -79,18 +87,22 @@ impl Side for Server {
         match event {
             Event::Open { round, .. } => {
                 self.round = round;
+                if round == 1 {
+                    cx.run(Job::Evaluate { theta: self.theta.clone(), trained: false });
+                }
                 cx.run(Job::Train { round, theta: self.theta.clone(), optimizer: self.optimizer.clone() });
             }
             Event::Done(Done::Trained { theta, optimizer, loss, examples }) => {
                 (self.theta, self.optimizer) = (theta, optimizer);
-                self.summary = Summary { loss, examples, ..Summary::default() };
+                (self.summary.loss, self.summary.examples) = (loss, examples);
                 if self.due.at(self.round) {
-                    cx.run(Job::Evaluate { theta: self.theta.clone() });
+                    cx.run(Job::Evaluate { theta: self.theta.clone(), trained: true });
                 } else {
                     cx.close(std::mem::take(&mut self.summary));
                 }
             }
-            Event::Done(Done::Evaluated(eval)) => {
+            Event::Done(Done::Evaluated { eval, trained: false }) => self.summary.before = Some(eval),
+            Event::Done(Done::Evaluated { eval, trained: true }) => {
                 self.summary.eval = Some(eval);
                 cx.close(std::mem::take(&mut self.summary));
             }
@@ -124,7 +136,9 @@ impl Side for Server {
                     examples: trained.examples,
                 })
             }
-            Job::Evaluate { theta } => evaluate(lab, &theta, meter).map(Done::Evaluated),
+            Job::Evaluate { theta, trained } => {
+                evaluate(lab, &theta, meter).map(|eval| Done::Evaluated { eval, trained })
+            }
         }
     }
 }

@@ -4,9 +4,10 @@ use crate::lab::{Lab, gather, starts};
 use crate::train::hold;
 use base::{Blob, Cost, Meter};
 use federation::{Eval, Fault};
-use model::{Model, Targets, price};
+use model::{Loss, Model, Targets, price};
 use ops::Workspace;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// When the global model is evaluated.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -22,55 +23,94 @@ impl Due {
     }
 }
 
-/// Loss, and accuracy with macro-F1 or perplexity, of `theta` on the test rows.
+/// Loss, and accuracy with macro-F1 or perplexity, of `theta` on the test rows: over all of them, and
+/// over those of each device class where rows have owners.
 pub fn evaluate(lab: &Lab, theta: &Blob, meter: &Meter) -> Result<Eval, Fault> {
-    let work = &lab.work;
     let _theta = hold(meter, theta.len() as u64)?;
     let theta = lab.parameters_from(theta)?;
-    let workspace = Workspace::new(meter, work.threads);
-    let (mut loss, mut count) = (0.0, 0usize);
-    let (mut truth, mut predicted) = (Vec::new(), Vec::new());
-    for rows in batches(lab) {
-        let (tokens, targets) = gather(&work.test, rows);
-        let outcome = model::loss(&workspace, &work.model, &theta, &tokens, &targets)
-            .map_err(|error| Fault(format!("evaluation: {error}")))?;
-        loss += outcome.sum;
-        count += outcome.count;
-        if let Targets::Classes(classes) = targets {
-            truth.extend(classes);
-            predicted.extend(outcome.predicted);
+    let workspace = Workspace::new(meter, lab.work.threads);
+    let (mut everyone, mut by_class) = (Scores::default(), BTreeMap::new());
+    for (class, rows) in groups(lab) {
+        let mut scores = Scores::default();
+        for batch in rows.chunks(lab.work.recipe.per_device_eval_batch_size.get()) {
+            scores.take(lab, &workspace, &theta, batch)?;
         }
+        if let Some(class) = class {
+            by_class.insert(class.to_owned(), scores.eval());
+        }
+        everyone.extend(scores);
     }
-    let loss = loss / count.max(1) as f64;
-    let examples = work.test.len() as u64;
-    if truth.is_empty() {
-        return Ok(Eval { loss, examples, perplexity: Some(loss.exp()), ..Eval::default() });
-    }
-    let hits = truth.iter().zip(&predicted).filter(|(a, b)| a == b).count();
-    Ok(Eval {
-        loss,
-        examples,
-        accuracy: Some(hits as f64 / truth.len() as f64),
-        macro_f1: Some(macro_f1(&truth, &predicted)),
-        perplexity: None,
-    })
+    Ok(Eval { by_class, ..everyone.eval() })
 }
 
 /// Memory of an evaluation. It takes no virtual time: measuring is the observer's work, not the
 /// federation's.
 pub fn price_of_evaluation(lab: &Lab) -> Cost {
     let work = &lab.work;
-    let price = |rows: std::ops::Range<usize>| {
-        let Model { spec, task, layout, .. } = &*work.model;
-        price::inference(spec, task, layout, &starts(&work.test, rows))
+    let Model { spec, task, layout, .. } = &*work.model;
+    let price = |batch: &[usize]| {
+        price::inference(spec, task, layout, &starts(&work.test, batch.iter().copied())).bytes
     };
-    let bytes = batches(lab).map(|rows| price(rows).bytes).max().unwrap_or(0);
+    let size = work.recipe.per_device_eval_batch_size.get();
+    let bytes = groups(lab).values().flat_map(|rows| rows.chunks(size)).map(price).max().unwrap_or(0);
     Cost { flops: 0, bytes: bytes + 4 * lab.parameters() as u64 }
 }
 
-fn batches(lab: &Lab) -> impl Iterator<Item = std::ops::Range<usize>> {
-    let (total, size) = (lab.work.test.len(), lab.work.recipe.per_device_eval_batch_size.get());
-    (0..total.div_ceil(size)).map(move |i| i * size..((i + 1) * size).min(total))
+/// The test rows of each device class; one group without a name where rows have no owners.
+fn groups(lab: &Lab) -> BTreeMap<Option<&str>, Vec<usize>> {
+    let mut groups = BTreeMap::new();
+    for row in 0..lab.work.test.len() {
+        let owner = lab.work.owners.get(row).and_then(Option::as_deref);
+        groups.entry(owner).or_insert_with(Vec::new).push(row);
+    }
+    groups
+}
+
+/// What the model made of some rows.
+#[derive(Default)]
+struct Scores {
+    loss: Loss,
+    examples: u64,
+    truth: Vec<u32>,
+}
+
+impl Scores {
+    fn take(
+        &mut self,
+        lab: &Lab,
+        workspace: &Workspace,
+        theta: &[f32],
+        rows: &[usize],
+    ) -> Result<(), Fault> {
+        let (tokens, targets) = gather(&lab.work.test, rows.iter().copied());
+        self.loss += model::loss(workspace, &lab.work.model, theta, &tokens, &targets)
+            .map_err(|error| Fault(format!("evaluation: {error}")))?;
+        self.examples += rows.len() as u64;
+        if let Targets::Classes(classes) = targets {
+            self.truth.extend(classes);
+        }
+        Ok(())
+    }
+
+    fn extend(&mut self, other: Scores) {
+        self.loss += other.loss;
+        self.examples += other.examples;
+        self.truth.extend(other.truth);
+    }
+
+    fn eval(&self) -> Eval {
+        let (loss, examples) = (self.loss.mean(), self.examples);
+        if self.truth.is_empty() {
+            return Eval { loss, examples, perplexity: Some(loss.exp()), ..Eval::default() };
+        }
+        Eval {
+            loss,
+            examples,
+            accuracy: Some(self.loss.correct as f64 / self.truth.len() as f64),
+            macro_f1: Some(macro_f1(&self.truth, &self.loss.predicted)),
+            ..Eval::default()
+        }
+    }
 }
 
 /// The unweighted mean of the F1 of every class that occurs or is predicted.

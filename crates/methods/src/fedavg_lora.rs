@@ -140,16 +140,27 @@ pub struct Server {
 
 #[derive(Clone, Serialize, Deserialize)]
 pub enum ServerJob {
-    Inspect { node: Node, update: Update },
-    Aggregate { theta: Blob, moments: Option<(Blob, Blob)>, updates: Vec<Update> },
-    Evaluate { theta: Blob },
+    Inspect {
+        node: Node,
+        update: Update,
+    },
+    Aggregate {
+        theta: Blob,
+        moments: Option<(Blob, Blob)>,
+        updates: Vec<Update>,
+    },
+    /// `trained` tells the model of a round's end from the one before the first round.
+    Evaluate {
+        theta: Blob,
+        trained: bool,
+    },
 }
 
 #[derive(Serialize, Deserialize)]
 pub enum ServerDone {
     Inspected { node: Node, objection: Option<String> },
     Aggregated { theta: Blob, moments: Option<(Blob, Blob)> },
-    Evaluated(Eval),
+    Evaluated { eval: Eval, trained: bool },
 }
 
 /// What the server's jobs may touch.
@@ -182,7 +193,8 @@ impl Side for Server {
             }
             Event::Done(ServerDone::Inspected { node, objection }) => self.inspected(node, objection, cx),
             Event::Done(ServerDone::Aggregated { theta, moments }) => self.aggregated(theta, moments, cx),
-            Event::Done(ServerDone::Evaluated(eval)) => {
+            Event::Done(ServerDone::Evaluated { eval, trained: false }) => self.summary.before = Some(eval),
+            Event::Done(ServerDone::Evaluated { eval, trained: true }) => {
                 self.summary.eval = Some(eval);
                 cx.close(std::mem::take(&mut self.summary));
             }
@@ -216,7 +228,9 @@ impl Side for Server {
             ServerJob::Aggregate { theta, moments, updates } => {
                 aggregate(bench, &theta, moments.as_ref(), &updates, meter)
             }
-            ServerJob::Evaluate { theta } => evaluate(&bench.lab, &theta, meter).map(ServerDone::Evaluated),
+            ServerJob::Evaluate { theta, trained } => {
+                evaluate(&bench.lab, &theta, meter).map(|eval| ServerDone::Evaluated { eval, trained })
+            }
         }
     }
 }
@@ -229,6 +243,9 @@ impl Server {
         self.counted.clear();
         for &node in &self.waiting {
             cx.send(node, Begin { round, theta: self.theta.clone() });
+        }
+        if round == 1 {
+            cx.run(ServerJob::Evaluate { theta: self.theta.clone(), trained: false });
         }
         self.aggregate_when_complete(cx);
     }
@@ -250,19 +267,20 @@ impl Server {
             return;
         }
         if self.counted.is_empty() {
-            return cx.close(Summary::default());
+            return cx.close(std::mem::take(&mut self.summary));
         }
         let updates: Vec<Update> = std::mem::take(&mut self.counted).into_values().collect();
         let examples = updates.iter().map(|update| update.examples).sum::<u64>();
         let loss = updates.iter().map(|update| update.loss * update.examples as f64).sum::<f64>();
-        self.summary = Summary { loss: loss / examples.max(1) as f64, examples, ..Summary::default() };
+        self.summary.loss = loss / examples.max(1) as f64;
+        self.summary.examples = examples;
         cx.run(ServerJob::Aggregate { theta: self.theta.clone(), moments: self.moments.clone(), updates });
     }
 
     fn aggregated(&mut self, theta: Blob, moments: Option<(Blob, Blob)>, cx: &mut Cx<Self>) {
         (self.theta, self.moments) = (theta.clone(), moments);
         if self.due.at(self.round) {
-            cx.run(ServerJob::Evaluate { theta });
+            cx.run(ServerJob::Evaluate { theta, trained: true });
         } else {
             cx.close(std::mem::take(&mut self.summary));
         }

@@ -18,6 +18,9 @@ pub struct Workload {
     /// Rows of `train` that each device holds, in node order from node 1.
     pub shards: Arc<[Vec<u32>]>,
     pub test: Arc<[Encoded]>,
+    /// The device class whose data each test row belongs to, where a natural partition says so; empty
+    /// otherwise.
+    pub owners: Arc<[Option<String>]>,
     pub recipe: TrainConfig,
     /// Threads within a server job; device jobs run beside each other on one each.
     pub threads: usize,

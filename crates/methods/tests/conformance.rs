@@ -51,6 +51,7 @@ fn workload() -> Workload {
         train: rows(next),
         shards: shards.into(),
         test: rows(20),
+        owners: Arc::default(),
         recipe: TrainConfig {
             per_device_train_batch_size: 7.try_into().unwrap(),
             ..TrainConfig::default()
