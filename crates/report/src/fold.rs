@@ -116,6 +116,8 @@ pub struct Fold {
     pub open: Option<OpenRound>,
     /// The latest measurement of the global model.
     pub eval: Option<Eval>,
+    /// The global model before the first round.
+    pub before: Option<Eval>,
     /// Bytes sent by devices so far.
     pub bytes_up: u64,
     /// Bytes sent to devices so far.
@@ -254,6 +256,9 @@ impl Fold {
             jobs: open.jobs,
             figures,
         });
+        if let Some(before) = &summary.before {
+            self.before = Some(before.clone());
+        }
         if eval.is_some() {
             self.eval = eval.cloned();
         }

@@ -116,8 +116,16 @@ pub(crate) fn pulse(open: &OpenRound) -> String {
 pub(crate) fn end(summary: &Summary) -> String {
     let rounds = count(summary.curve.len() as u32, "round");
     let mut leaves = Vec::new();
+    if let Some(before) = &summary.before {
+        leaves.push(format!("before  {}", eval(before)));
+    }
     if let Some(measured) = &summary.eval {
         leaves.push(format!("eval    {} ({} examples)", eval(measured), measured.examples));
+        for (class, after) in &measured.by_class {
+            let untuned = summary.before.as_ref().and_then(|before| before.by_class.get(class));
+            let untuned = untuned.map_or(String::new(), |before| format!(", before {}", eval(before)));
+            leaves.push(format!("  {class}: {}{untuned}", eval(after)));
+        }
     }
     let (clock, bytes) = (summary.info.clock.name(), summary.bytes);
     let (time, wall) = (units::seconds(summary.time_s), units::seconds(summary.wall_s));

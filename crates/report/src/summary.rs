@@ -30,6 +30,9 @@ pub struct Summary {
     /// The latest measurement of the global model on held-out data.
     #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "without_nulls")]
     pub eval: Option<Eval>,
+    /// The same before anything was trained.
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "without_nulls")]
+    pub before: Option<Eval>,
     pub curve: Vec<Point>,
     /// Virtual seconds, or real ones when served.
     pub time_s: f64,
@@ -70,10 +73,15 @@ pub(crate) enum StatusFields {
 /// Measures that a task does not have are left out.
 pub(crate) fn without_nulls<S: Serializer>(eval: &Option<Eval>, serializer: S) -> Result<S::Ok, S::Error> {
     let mut value = serde_json::to_value(eval).map_err(S::Error::custom)?;
-    if let Some(fields) = value.as_object_mut() {
-        fields.retain(|_, measure| !measure.is_null());
-    }
+    prune(&mut value);
     value.serialize(serializer)
+}
+
+fn prune(value: &mut serde_json::Value) {
+    if let Some(fields) = value.as_object_mut() {
+        fields.values_mut().for_each(prune);
+        fields.retain(|_, field| !field.is_null() && field.as_object().is_none_or(|map| !map.is_empty()));
+    }
 }
 
 /// Bytes on the devices' links.
@@ -106,6 +114,7 @@ impl Summary {
         Summary {
             info: info.clone(),
             eval: fold.eval.clone(),
+            before: fold.before.clone(),
             curve: fold.curve.clone(),
             time_s: ending.time.seconds(),
             wall_s: ending.wall_s,

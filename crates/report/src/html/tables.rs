@@ -6,6 +6,7 @@ use crate::summary::Summary;
 use crate::svg::escape;
 use crate::table::{Table, grouped};
 use base::{SERVER, units};
+use federation::Eval;
 
 type Column = (&'static str, fn(&Point) -> Option<f64>);
 
@@ -34,6 +35,31 @@ pub(super) fn rounds(run: &Summary) -> String {
         table.row(row);
     }
     format!("<details><summary>every round</summary>\n{}</details>\n", html(&table))
+}
+
+/// The model before and after training, on all held-out rows and on those of each device class.
+pub(super) fn progress(run: &Summary) -> String {
+    let (Some(before), Some(after)) = (&run.before, &run.eval) else { return String::new() };
+    let mut table =
+        Table::new(1, ["held-out rows of", "rows", "loss before", "after", "measure", "before", "after"]);
+    let classes = after.by_class.iter().filter_map(|(class, after)| {
+        before.by_class.get(class).map(|before| (class.as_str(), before, after))
+    });
+    for (name, before, after) in [("everyone", before, after)].into_iter().chain(classes) {
+        let measure = |eval: &Eval| eval.accuracy.or(eval.perplexity);
+        let kind = if after.accuracy.is_some() { "accuracy" } else { "perplexity" };
+        let figure = |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.4}"));
+        table.row(vec![
+            name.to_owned(),
+            grouped(after.examples),
+            figure(Some(before.loss)),
+            figure(Some(after.loss)),
+            kind.to_owned(),
+            figure(measure(before)),
+            figure(measure(after)),
+        ]);
+    }
+    format!("<h2>Before and after</h2>\n{}", html(&table))
 }
 
 /// What was lost and why.
