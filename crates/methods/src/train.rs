@@ -75,6 +75,34 @@ impl Default for TrainConfig {
 }
 
 impl TrainConfig {
+    /// The first figure that cannot be meant: its key, and why.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        let at_least_zero = [
+            ("learning_rate", self.learning_rate),
+            ("weight_decay", self.weight_decay),
+            ("adam_epsilon", self.adam_epsilon),
+            ("max_grad_norm", self.max_grad_norm),
+        ];
+        let below_one = [
+            ("adam_beta1", self.adam_beta1),
+            ("adam_beta2", self.adam_beta2),
+            ("momentum", self.momentum),
+            ("warmup_ratio", self.warmup_ratio as f32),
+        ];
+        if let Some((key, value)) =
+            at_least_zero.iter().find(|(_, value)| !(value.is_finite() && *value >= 0.0))
+        {
+            return Err((key, format!("is {value}; a number of at least 0 is needed")));
+        }
+        if let Some((key, value)) = below_one.iter().find(|(_, value)| !(0.0..1.0).contains(value)) {
+            return Err((key, format!("is {value}; it must be at least 0 and below 1")));
+        }
+        if self.local_epochs == 0 {
+            return Err(("local_epochs", "is 0; nothing would be trained".into()));
+        }
+        Ok(())
+    }
+
     pub fn optimizer(&self) -> OptimizerConfig {
         OptimizerConfig {
             optim: self.optim,
