@@ -1,5 +1,13 @@
 //! The `undertone` command: scenarios in, runs out.
 
+mod builtin;
+pub mod commands;
+mod conduct;
 pub mod errors;
+mod finished;
+mod interrupt;
 pub mod memory;
+mod prepare;
+mod run_dir;
+pub mod scenario;
 pub mod settings;

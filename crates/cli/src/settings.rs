@@ -84,6 +84,20 @@ impl Settings {
         })
     }
 
+    /// Hold the table at `path` against a reader of its own, such as a method's of its options.
+    pub fn check_table(
+        &self,
+        path: &[&str],
+        table: &Table,
+        read: fn(&Table) -> Result<(), toml::de::Error>,
+    ) -> Result<(), Failure> {
+        read(table).map_err(|error| {
+            let mut path: Vec<String> = path.iter().map(|&key| key.to_owned()).collect();
+            path.extend(inner_path(&error));
+            self.explain(path, error.message())
+        })
+    }
+
     /// A failure about the value at `path`, placed in the file or option it came from.
     pub fn wrong(&self, path: &[&str], what: impl std::fmt::Display) -> Failure {
         let path: Vec<String> = path.iter().map(|&key| key.to_owned()).collect();
@@ -159,6 +173,13 @@ fn insert(table: &mut Table, path: &[String], value: Value) -> Result<(), String
             _ => Err(key.clone()),
         },
     }
+}
+
+/// The keys that the last line of the error names, as in "in `a.b`"; no accessor gives them.
+fn inner_path(error: &toml::de::Error) -> Vec<String> {
+    let text = error.to_string();
+    let named = text.lines().last().and_then(|line| line.strip_prefix("in `")?.strip_suffix('`'));
+    named.map_or(Vec::new(), |path| path.split('.').map(str::to_owned).collect())
 }
 
 fn segment_name(segment: &Segment) -> Option<String> {

@@ -1,0 +1,113 @@
+use super::{StageArgs, print};
+use crate::commands::predict::{classify, ranked};
+use crate::conduct::{Driver, Stage, conduct};
+use crate::errors::{Exit, Failure, Outcome};
+use crate::finished::{Finished, Tuned, write_report};
+use crate::prepare::prepare;
+use crate::run_dir::{self, RunDir};
+use crate::scenario::Scenario;
+use crate::settings::Settings;
+use clap::Args;
+use methods::METHODS;
+use report::{Summary, comparison_table};
+use std::path::{Path, PathBuf};
+
+const SCENARIO: &str = include_str!("../../../../scenarios/demo.toml");
+
+/// The method whose adapter the closing prediction uses.
+const SHOWN: &str = "fedavg-lora";
+
+const TEXTS: [&str; 3] = [
+    "could you get me up at half past six tomorrow",
+    "put some jazz on in the kitchen please",
+    "do i need an umbrella this afternoon",
+];
+
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// Override a setting of scenarios/demo.toml (may be repeated)
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Keep the runs here; must be new or empty [default: runs/demo-<n>]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    stage: StageArgs,
+}
+
+/// One run of the demo.
+struct Show {
+    name: &'static str,
+    /// What differs from the scenario.
+    sets: Vec<String>,
+}
+
+/// The frozen model with nothing but a head, and every method that trains.
+fn shows() -> Vec<Show> {
+    let frozen =
+        Show { name: "frozen", sets: vec![format!("method.name={SHOWN}"), "peft.kind=head".into()] };
+    let trains = METHODS.iter().filter(|entry| entry.trains);
+    let rows =
+        trains.map(|entry| Show { name: entry.name, sets: vec![format!("method.name={}", entry.name)] });
+    std::iter::once(frozen).chain(rows).collect()
+}
+
+impl Demo {
+    pub fn run(self) -> Outcome {
+        let whole = RunDir::create(self.out.as_deref(), "demo")?;
+        let stage = self.stage.stage(Driver::Virtual);
+        for show in shows() {
+            let exit = self.one(&show, &whole, &stage)?;
+            if exit != Exit::Completed {
+                let dir = whole.keep()?.join(show.name);
+                print(format_args!("go on with this run: undertone resume {}\n", dir.display()));
+                return Ok(exit);
+            }
+        }
+        let read = |show: &Show| Finished::read(&whole.file(show.name));
+        let runs = shows().iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        write_report(
+            &whole.file(run_dir::REPORT),
+            "Undertone demo: generated data, simulated devices",
+            &runs,
+        )?;
+        let dir = whole.keep()?;
+        let summaries: Vec<&Summary> = runs.iter().map(|run| &run.summary).collect();
+        self.stage.say(comparison_table(&summaries));
+        self.stage.say(closing(&dir)?);
+        Ok(Exit::Completed)
+    }
+
+    fn one(&self, show: &Show, whole: &RunDir, stage: &Stage) -> Result<Exit, Failure> {
+        let sets = [show.sets.as_slice(), &[format!("run.name={}", show.name)], &self.sets].concat();
+        let settings = Settings::parse("scenarios/demo.toml".into(), SCENARIO.into(), &sets)?;
+        let (scenario, _) = Scenario::of(settings)?;
+        let prepared = prepare(scenario, self.stage.threads(), None)?;
+        prepared.unfit()?;
+        let run = RunDir::create(Some(&whole.file(show.name)), show.name)?;
+        let conducted = conduct(&prepared, run, stage, None)?;
+        self.stage.say("\n");
+        Ok(conducted.exit())
+    }
+}
+
+/// Predictions of the tuned model, and what to try next.
+fn closing(dir: &Path) -> Result<String, Failure> {
+    let run = dir.join(SHOWN);
+    let tuned = Tuned::open(&run)?;
+    let texts = TEXTS.map(str::to_owned);
+    let mut text = format!("\nthe model that {SHOWN} tuned says:\n");
+    for (line, probabilities) in texts.iter().zip(classify(&tuned, &texts)?) {
+        let (label, probability) = ranked(&tuned.labels, &probabilities)[0];
+        text += &format!("  {:>5.1} %  {label:<14}  {line}\n", 100.0 * probability);
+    }
+    text += &format!(
+        "\nreport   {}\nadapter  {}\ntry      undertone predict {} \"turn the lights off\"\n         \
+         undertone export {} --to peft\n",
+        dir.join(run_dir::REPORT).display(),
+        run.join(run_dir::ADAPTER).display(),
+        run.display(),
+        run.display()
+    );
+    Ok(text)
+}

@@ -1,0 +1,129 @@
+//! The commands, one file each.
+
+mod demo;
+mod diff;
+mod export;
+mod generate;
+mod methods;
+mod plan;
+mod predict;
+mod report;
+mod resume;
+mod sim;
+
+use crate::conduct::{Driver, Stage};
+use crate::errors::{Outcome, exit_codes};
+use crate::interrupt;
+use ::report::{Format, Style};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::fmt::Display;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+
+/// Fine-tune a language model on the devices that hold the data.
+#[derive(Debug, Parser)]
+#[command(name = "undertone", version, max_term_width = 100, after_help = exit_codes())]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Every method on the built-in model and data, in two minutes, without network or account
+    Demo(demo::Demo),
+    /// Before anything runs: does it fit each device, how many bytes and seconds
+    Plan(plan::Plan),
+    /// Run a scenario's whole federation in this process
+    Sim(sim::Sim),
+    /// Go on with a run that was interrupted
+    Resume(resume::Resume),
+    /// One HTML page and a table from one run or several
+    Report(report::Report),
+    /// Where two runs part: the first event that differs
+    Diff(diff::Diff),
+    /// Classify a text with a run's tuned model
+    Predict(predict::Predict),
+    /// Continue a text with a run's tuned language model
+    Generate(generate::Generate),
+    /// Write a run's adapter for other programs
+    Export(export::Export),
+    /// The methods that a scenario can name
+    Methods(methods::Methods),
+}
+
+impl Command {
+    pub fn run(self) -> Outcome {
+        match self {
+            Command::Demo(command) => command.run(),
+            Command::Plan(command) => command.run(),
+            Command::Sim(command) => command.run(),
+            Command::Resume(command) => command.run(),
+            Command::Report(command) => command.run(),
+            Command::Diff(command) => command.run(),
+            Command::Predict(command) => command.run(),
+            Command::Generate(command) => command.run(),
+            Command::Export(command) => command.run(),
+            Command::Methods(command) => command.run(),
+        }
+    }
+}
+
+/// A scenario and what is laid over it.
+#[derive(Debug, Args)]
+pub struct ScenarioArgs {
+    /// A TOML file; see scenarios/
+    pub scenario: PathBuf,
+    /// Override a setting, such as --set run.seed=8 (may be repeated)
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+}
+
+/// How a run is carried out and shown.
+#[derive(Debug, Args)]
+pub struct StageArgs {
+    /// Threads to compute on; the result does not depend on it [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// How progress is shown
+    #[arg(long, value_enum, default_value_t = Shown::Text)]
+    format: Shown,
+}
+
+/// The formats of progress and results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Shown {
+    /// A line a round; with bars on a terminal
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+impl StageArgs {
+    pub fn threads(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.threads.map_or_else(cores, usize::from)
+    }
+
+    /// Ready to run. From here on Ctrl-C interrupts.
+    pub fn stage(&self, driver: Driver) -> Stage {
+        let format = match self.format {
+            Shown::Text => Format::Text,
+            Shown::Json => Format::Json,
+        };
+        let style = Style::choose(format, std::io::stdout().is_terminal());
+        Stage { driver, style, interrupt: interrupt::listen() }
+    }
+
+    /// Print text that is for people, not programs.
+    pub fn say(&self, text: impl Display) {
+        if self.format == Shown::Text {
+            print(text);
+        }
+    }
+}
+
+/// Print to standard output; it is no error if nobody reads any more.
+pub fn print(text: impl Display) {
+    let _ = write!(std::io::stdout(), "{text}");
+}

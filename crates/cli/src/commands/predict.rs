@@ -1,0 +1,82 @@
+use super::{Shown, print};
+use crate::errors::{Exit, Failure, Outcome, context};
+use crate::finished::Tuned;
+use crate::scenario::TaskKind;
+use base::Meter;
+use clap::Args;
+use data::{Example, Input};
+use model::Tokens;
+use ops::Workspace;
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+pub struct Predict {
+    /// The directory of a completed run
+    run: PathBuf,
+    /// Texts to classify
+    #[arg(required = true)]
+    texts: Vec<String>,
+    #[arg(long, value_enum, default_value_t = Shown::Text)]
+    format: Shown,
+}
+
+impl Predict {
+    pub fn run(self) -> Outcome {
+        let tuned = Tuned::open(&self.run)?;
+        if tuned.config.task == TaskKind::CausalLm {
+            return Err(Failure::new(
+                Exit::Usage,
+                "this run trained a language model, which has no classes",
+            )
+            .help(format!("undertone generate {} \"Once upon\"", self.run.display())));
+        }
+        for (text, probabilities) in self.texts.iter().zip(classify(&tuned, &self.texts)?) {
+            self.show(text, &ranked(&tuned.labels, &probabilities));
+        }
+        Ok(Exit::Completed)
+    }
+
+    fn show(&self, text: &str, ranked: &[(&str, f64)]) {
+        if self.format == Shown::Json {
+            let probabilities: serde_json::Map<_, _> =
+                ranked.iter().map(|&(label, p)| (label.to_owned(), p.into())).collect();
+            let line =
+                serde_json::json!({ "text": text, "label": ranked[0].0, "probabilities": probabilities });
+            return print(format_args!("{line}\n"));
+        }
+        print(format_args!("{text}\n"));
+        for (label, probability) in ranked.iter().take(3) {
+            print(format_args!("  {:>5.1} %  {label}\n", 100.0 * probability));
+        }
+    }
+}
+
+/// The probability of each class for each text.
+pub fn classify(tuned: &Tuned, texts: &[String]) -> Result<Vec<Vec<f64>>, Failure> {
+    let workspace = Workspace::new(&Meter::unlimited(), 1);
+    let encode = |text: &String| {
+        let example = Example { input: Input::Text(text.clone()), label: None, client: None, line: 0 };
+        let encoded = tuned.loaded.tokenizer.encode(&example, tuned.config.max_seq_length);
+        encoded.map(|encoded| encoded.ids).map_err(|error| Failure::new(Exit::Data, error))
+    };
+    let sequences = texts.iter().map(encode).collect::<Result<Vec<_>, _>>()?;
+    let tokens = Tokens::of(&sequences);
+    let logits = model::logits(&workspace, &tuned.loaded.model, &tuned.theta, &tokens)
+        .map_err(context(Exit::Failed, "the prediction failed"))?;
+    Ok((0..logits.rows()).map(|row| softmax(logits.row(row))).collect())
+}
+
+/// Labels by falling probability.
+pub fn ranked<'a>(labels: &'a [String], probabilities: &[f64]) -> Vec<(&'a str, f64)> {
+    let mut ranked: Vec<(&str, f64)> =
+        labels.iter().map(String::as_str).zip(probabilities.iter().copied()).collect();
+    ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
+    ranked
+}
+
+fn softmax(logits: &[f32]) -> Vec<f64> {
+    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let powers: Vec<f64> = logits.iter().map(|&logit| f64::from(logit - most).exp()).collect();
+    let sum: f64 = powers.iter().sum();
+    powers.into_iter().map(|power| power / sum).collect()
+}

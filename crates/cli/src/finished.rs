@@ -1,0 +1,81 @@
+//! A run read back from its directory: for reports, and to use what it trained.
+
+use crate::errors::{Exit, Failure, context};
+use crate::prepare::{Loaded, load};
+use crate::run_dir;
+use crate::scenario::{ModelConfig, Scenario};
+use base::Seed;
+use model::peft::Adapter;
+use report::html::{self, Run};
+use report::{Fold, Summary, TraceReader, write_atomically};
+use std::path::Path;
+
+/// What a report needs of a run.
+pub struct Finished {
+    pub summary: Summary,
+    fold: Fold,
+    scenario: String,
+    partition_svg: Option<String>,
+}
+
+impl Finished {
+    pub fn read(dir: &Path) -> Result<Finished, Failure> {
+        let dir = run_dir::existing(dir)?;
+        let files = |error: &dyn std::fmt::Display| Failure::new(Exit::Files, error);
+        let summary = Summary::read(&dir.join(run_dir::SUMMARY)).map_err(|error| files(&error))?;
+        let trace = TraceReader::open(&dir.join(run_dir::TRACE)).map_err(|error| files(&error))?;
+        let mut fold = Fold::default();
+        for record in trace {
+            fold.push(&record.map_err(|error| files(&error))?);
+        }
+        let path = dir.join(run_dir::SCENARIO);
+        let scenario = std::fs::read_to_string(&path).map_err(context(Exit::Files, path.display()))?;
+        let partition_svg = std::fs::read_to_string(dir.join(run_dir::PARTITION)).ok();
+        Ok(Finished { summary, fold, scenario, partition_svg })
+    }
+
+    fn page(&self) -> Run<'_> {
+        Run {
+            summary: &self.summary,
+            fold: Some(&self.fold),
+            scenario: Some(&self.scenario),
+            partition_svg: self.partition_svg.as_deref(),
+        }
+    }
+}
+
+/// One page of one run or several.
+pub fn write_report(out: &Path, title: &str, runs: &[Finished]) -> Result<(), Failure> {
+    let page = match runs {
+        [run] => html::report(&run.page()),
+        runs => html::comparison(title, &runs.iter().map(Finished::page).collect::<Vec<_>>()),
+    };
+    write_atomically(out, page.as_bytes()).map_err(context(Exit::Files, out.display()))
+}
+
+/// A run's tuned model, ready to use.
+pub struct Tuned {
+    pub config: ModelConfig,
+    /// Class names; empty for a language model.
+    pub labels: Vec<String>,
+    pub loaded: Loaded,
+    pub theta: Vec<f32>,
+}
+
+impl Tuned {
+    pub fn open(dir: &Path) -> Result<Tuned, Failure> {
+        let dir = run_dir::existing(dir)?;
+        let (scenario, _) = Scenario::read(&dir.join(run_dir::SCENARIO), &[])?;
+        let path = dir.join(run_dir::ADAPTER);
+        let (Some(config), true) = (scenario.model, path.is_dir()) else {
+            return Err(Failure::new(Exit::Model, format!("{} holds no adapter", dir.display()))
+                .help("only a completed run of a method that trains has one"));
+        };
+        let failed = |error| Failure::new(Exit::Model, error);
+        let adapter = Adapter::open(&path).map_err(failed)?;
+        let loaded = load(&config.path, &adapter.task(), &adapter.peft, Seed(scenario.run.seed))?;
+        let theta = adapter.theta(&loaded.model).map_err(failed)?;
+        let labels = adapter.head.map(|head| head.labels).unwrap_or_default();
+        Ok(Tuned { config, labels, loaded, theta })
+    }
+}

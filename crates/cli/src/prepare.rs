@@ -1,0 +1,346 @@
+//! From a scenario to a federation ready for a driver: everything is read, loaded, dealt out and held
+//! against the fleet before a run directory exists.
+
+use crate::builtin::{self, Split};
+use crate::errors::{Exit, Failure, context};
+use crate::run_dir::{self, RunDir};
+use crate::scenario::{BUILTIN, DataConfig, ModelConfig, Scenario, TaskKind};
+use base::{Blob, Seed, units};
+use data::{Columns, Dataset, Encoded, Holdings, PartitionConfig, Tokenizer};
+use federation::{Acceptance, Member, Plan};
+use methods::{Assembly, Quote, Setup, Workload};
+use model::{Model, PeftConfig, Task};
+use report::{Clock, DeviceClass, RunInfo};
+use sim::SimConfig;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A run that could begin now.
+pub struct Prepared {
+    pub scenario: Scenario,
+    /// The devices as the fleet has them; drivers are told what is left for jobs.
+    members: Vec<Member>,
+    pub assembly: Assembly,
+    pub sim: SimConfig,
+    /// Where the method trains a model.
+    pub material: Option<Material>,
+    /// The decisions of the run that this one replays.
+    replay: Option<Acceptance>,
+}
+
+/// What a training method works on.
+pub struct Material {
+    pub work: Workload,
+    /// Class names; empty for a language model.
+    labels: Vec<String>,
+    pub holdings: Holdings,
+}
+
+/// A model as `[model]` and `[peft]` ask for it, with its tokenizer.
+pub struct Loaded {
+    pub model: Model,
+    /// The trainable parameters at the start.
+    pub initial: Vec<f32>,
+    pub tokenizer: Tokenizer,
+}
+
+/// Prepare a run of `scenario` on this many threads; with `replay`, one that accepts what an earlier
+/// run accepted.
+pub fn prepare(
+    scenario: Scenario,
+    threads: usize,
+    replay: Option<Acceptance>,
+) -> Result<Prepared, Failure> {
+    let seed = Seed(scenario.run.seed);
+    let fleet = scenario.fleet.resolve(seed).map_err(|error| Failure::new(Exit::Usage, error))?;
+    let mut devices = fleet.devices;
+    let trains = scenario.entry().trains;
+    let material = trains.then(|| material(&scenario, &mut devices, seed, threads)).transpose()?;
+    let plan = Plan {
+        rounds: scenario.run.num_server_rounds,
+        cohort: scenario.cohort.clone(),
+        devices_expected: devices.len() as u32,
+        replay: replay.clone(),
+    };
+    let options = scenario.method.options.clone();
+    let work = material.as_ref().map(|material| material.work.clone());
+    let setup = Setup { server: fleet.server, devices, plan, seed, options, work };
+    let mut assembly = (scenario.entry().assemble)(setup)
+        .map_err(|error| Failure::new(Exit::Usage, format!("method {}: {error}", scenario.method.name)))?;
+    let members = assembly.federation.devices.clone();
+    for (member, quote) in assembly.federation.devices.iter_mut().zip(&assembly.quotes) {
+        member.memory_bytes = member.memory_bytes.saturating_sub(quote.resident_bytes);
+    }
+    let sim = SimConfig {
+        weather: scenario.weather.clone(),
+        faults: scenario.faults.clone(),
+        availability: fleet.availability,
+        ..SimConfig::new(seed, threads)
+    };
+    Ok(Prepared { scenario, members, assembly, sim, material, replay })
+}
+
+/// Read the rows, load the model, and deal the rows to the devices.
+fn material(
+    scenario: &Scenario,
+    devices: &mut [Member],
+    seed: Seed,
+    threads: usize,
+) -> Result<Material, Failure> {
+    let (Some(model_config), Some(data_config), Some(peft)) =
+        (&scenario.model, &scenario.data, &scenario.peft)
+    else {
+        return Err(Failure::new(Exit::Usage, "[model], [data] or [peft] is missing"));
+    };
+    let train = read_rows(&data_config.train, &columns(data_config), Split::Train)?;
+    let test = read_rows(&data_config.test, &columns(data_config).with_labels(&train.labels), Split::Test)?;
+    let task = task(model_config, &train.labels)?;
+    let loaded = load(&model_config.path, &task, peft, seed)?;
+    loaded.check_length(model_config)?;
+    let dealt = data::partition(&train, &data_config.partition, devices.len(), seed.child("partition", 0))
+        .map_err(|error| Failure::new(Exit::Data, error))?;
+
+    let encode = |rows: &Dataset, which: &[u32]| {
+        let (length, long) = (model_config.max_seq_length, data_config.long_rows);
+        loaded
+            .tokenizer
+            .encode_rows(rows, which, length, long)
+            .map_err(|error| Failure::new(Exit::Data, error).at(rows.path.display()))
+    };
+    let (mut sequences, mut shards) = (Vec::new(), Vec::new());
+    for (member, rows) in devices.iter_mut().zip(&dealt) {
+        let first = sequences.len() as u32;
+        sequences.extend(encode(&train, rows)?);
+        shards.push((first..sequences.len() as u32).collect());
+        member.examples = u64::from(sequences.len() as u32 - first);
+    }
+    let (mut tests, mut owners) = (Vec::<Encoded>::new(), Vec::new());
+    let natural = matches!(data_config.partition, PartitionConfig::Natural { .. });
+    let class_of = if natural { class_of_authors(&train, &dealt, devices) } else { BTreeMap::new() };
+    for (owner, rows) in owned(&test, &class_of) {
+        tests.extend(encode(&test, &rows)?);
+        owners.resize(tests.len(), owner);
+    }
+    if owners.iter().all(Option::is_none) {
+        owners.clear();
+    }
+    let work = Workload {
+        model: Arc::new(loaded.model),
+        initial: Blob::from_f32(&loaded.initial),
+        train: sequences.into(),
+        shards: shards.into(),
+        test: tests.into(),
+        owners: owners.into(),
+        recipe: scenario.train.clone(),
+        threads,
+    };
+    Ok(Material { work, holdings: Holdings::count(&train, &dealt), labels: train.labels })
+}
+
+/// The class of the device that holds each author's training rows.
+fn class_of_authors<'a>(
+    train: &'a Dataset,
+    dealt: &[Vec<u32>],
+    devices: &'a [Member],
+) -> BTreeMap<&'a str, &'a str> {
+    let held = dealt.iter().zip(devices).flat_map(|(rows, member)| {
+        rows.iter().map(|&row| (train.examples[row as usize].client.as_deref(), member.class.as_str()))
+    });
+    held.filter_map(|(author, class)| Some((author?, class))).collect()
+}
+
+/// The rows of `test` by the class their author belongs to.
+fn owned(test: &Dataset, class_of: &BTreeMap<&str, &str>) -> BTreeMap<Option<String>, Vec<u32>> {
+    let mut owned: BTreeMap<_, Vec<u32>> = BTreeMap::new();
+    for (example, row) in test.examples.iter().zip(0..) {
+        let class = example.client.as_deref().and_then(|author| class_of.get(author));
+        owned.entry(class.map(|&class| class.to_owned())).or_default().push(row);
+    }
+    owned
+}
+
+/// Load a model with fresh adapters, and its tokenizer.
+pub fn load(path: &str, task: &Task, peft: &PeftConfig, seed: Seed) -> Result<Loaded, Failure> {
+    let failed = |error: model::LoadError| {
+        let exit = if matches!(error, model::LoadError::Peft(_)) { Exit::Usage } else { Exit::Model };
+        Failure::new(exit, error)
+    };
+    if path == BUILTIN {
+        let (model, initial) = Model::load(&builtin::model(), task, peft, seed).map_err(failed)?;
+        return Ok(Loaded { model, initial, tokenizer: builtin::tokenizer()? });
+    }
+    let directory = Path::new(path);
+    if !directory.is_dir() {
+        return Err(Failure::new(Exit::Model, format!("model.path = \"{path}\" is no directory"))
+            .help("name a Hugging Face directory (config.json, tokenizer.json, model.safetensors), or \"builtin\""));
+    }
+    let tokenizer = Tokenizer::load(directory).map_err(|error| Failure::new(Exit::Model, error))?;
+    let source = model::Source::Directory(directory.to_owned());
+    let (model, initial) = Model::load(&source, task, peft, seed).map_err(failed)?;
+    Ok(Loaded { model, initial, tokenizer })
+}
+
+impl Loaded {
+    fn check_length(&self, config: &ModelConfig) -> Result<(), Failure> {
+        let (asked, most) = (config.max_seq_length, self.model.spec.max_positions);
+        if asked <= most {
+            return Ok(());
+        }
+        let what = format!("model.max_seq_length = {asked}, but {} has positions for {most}", config.path);
+        Err(Failure::new(Exit::Usage, what))
+    }
+}
+
+fn task(config: &ModelConfig, labels: &[String]) -> Result<Task, Failure> {
+    match config.task {
+        TaskKind::CausalLm => Ok(Task::CausalLm),
+        TaskKind::Classification if labels.len() < 2 => {
+            let found = if labels.is_empty() {
+                "no label".to_owned()
+            } else {
+                format!("only the label {:?}", labels[0])
+            };
+            Err(Failure::new(
+                Exit::Data,
+                format!("the training rows carry {found}; classification needs two or more"),
+            )
+            .help("name the column with data.columns.label, or set model.task = \"causal-lm\""))
+        }
+        TaskKind::Classification => Ok(Task::Classification {
+            classes: labels.len(),
+            pooling: config.pooling,
+            squash: config.squash,
+        }),
+    }
+}
+
+fn read_rows(path: &str, columns: &Columns, split: Split) -> Result<Dataset, Failure> {
+    if path == BUILTIN {
+        return Ok(builtin::rows(split));
+    }
+    data::read(Path::new(path), columns).map_err(|error| Failure::new(Exit::Data, error))
+}
+
+/// The columns to read, with the one that a natural partition goes by.
+fn columns(config: &DataConfig) -> Columns {
+    let client = config.partition.column().map(str::to_owned).or_else(|| config.columns.client.clone());
+    Columns { client, ..config.columns.clone() }
+}
+
+impl Prepared {
+    /// Write what is known before the run begins.
+    pub fn write(&self, run: &RunDir) -> Result<(), Failure> {
+        let write = |name: &str, text: String| {
+            std::fs::write(run.file(name), text)
+                .map_err(context(Exit::Files, format!("cannot write {name}")))
+        };
+        write(run_dir::SCENARIO, self.scenario.to_toml())?;
+        if let Some(material) = &self.material {
+            write(run_dir::PARTITION, material.holdings.svg())?;
+        }
+        if let Some(replay) = &self.replay {
+            let text = serde_json::to_string(replay).expect("an acceptance log is plain data");
+            write(run_dir::ACCEPTANCE, text)?;
+        }
+        Ok(())
+    }
+
+    /// Write the trained parameters as an adapter, if the method trains a model.
+    pub fn save_adapter(&self, dir: &Path, trained: &Blob) -> Result<(), Failure> {
+        let (Some(Material { work, labels, .. }), Some(config)) = (&self.material, &self.scenario.model)
+        else {
+            return Ok(());
+        };
+        let theta = trained
+            .to_f32(work.model.layout.total())
+            .map_err(context(Exit::Failed, "the trained parameters cannot be read"))?;
+        model::peft::save(dir, &work.model, &theta, &config.path, labels)
+            .map_err(|error| Failure::new(Exit::Files, error))
+    }
+
+    /// The head of this run's reports.
+    pub fn info(&self, run: String, clock: Clock) -> RunInfo {
+        let Scenario { run: config, model, data, method, .. } = &self.scenario;
+        let none = || "none".to_owned();
+        let mut notes = Vec::new();
+        if data.as_ref().is_some_and(|data| data.train == BUILTIN) {
+            notes.push("the data is generated by this program".to_owned());
+        }
+        if clock == Clock::Virtual {
+            notes.push(
+                "the devices are simulated: times come from their profiles, not from a clock".to_owned(),
+            );
+        }
+        RunInfo {
+            run,
+            method: method.name.clone(),
+            model: model.as_ref().map_or_else(none, |model| last_name(&model.path)),
+            dataset: data.as_ref().map_or_else(none, |data| dataset_name(&data.train)),
+            seed: config.seed,
+            rounds: config.num_server_rounds,
+            devices: self.members.len() as u32,
+            clock,
+            fleet: self.classes(),
+            notes,
+        }
+    }
+
+    /// One row a device class, with the most that a device of it keeps between jobs.
+    fn classes(&self) -> Vec<DeviceClass> {
+        let mut classes = DeviceClass::table(&self.members);
+        for (member, quote) in self.quoted() {
+            if let Some(row) = classes.iter_mut().find(|row| row.class == member.class) {
+                row.resident_bytes = row.resident_bytes.max(quote.resident_bytes);
+            }
+        }
+        classes
+    }
+
+    /// Each device with what one round asks of it.
+    pub fn quoted(&self) -> impl Iterator<Item = (&Member, &Quote)> {
+        self.members.iter().zip(&self.assembly.quotes)
+    }
+
+    /// An error if no device could hold its work; otherwise how many could not.
+    pub fn unfit(&self) -> Result<usize, Failure> {
+        let all = self.assembly.quotes.len();
+        let unfit = self.quoted().filter(|(member, quote)| !fits(member, quote)).count();
+        if all == 0 || unfit < all {
+            return Ok(unfit);
+        }
+        let smallest =
+            self.quoted().min_by_key(|(member, quote)| need(quote).saturating_sub(member.memory_bytes));
+        let (member, quote) = smallest.expect("there is a device");
+        Err(Failure::new(
+            Exit::Fit,
+            format!(
+                "no device can hold the work: {} needs {} and has {}",
+                member.class,
+                units::bytes(need(quote)),
+                units::bytes(member.memory_bytes)
+            ),
+        )
+        .help("`undertone plan` shows each class; try train.activations = \"recompute\", a smaller batch, a shorter max_seq_length or a smaller model"))
+    }
+}
+
+/// The most bytes a device holds at once.
+pub fn need(quote: &Quote) -> u64 {
+    quote.resident_bytes + quote.cost.bytes
+}
+
+/// Whether a device's memory holds its work.
+pub fn fits(member: &Member, quote: &Quote) -> bool {
+    need(quote) <= member.memory_bytes
+}
+
+fn last_name(path: &str) -> String {
+    Path::new(path).file_name().map_or_else(|| path.to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+/// `../data/emotion/train.jsonl.zst` is `emotion`.
+fn dataset_name(train: &str) -> String {
+    let folder = Path::new(train).parent().and_then(Path::file_name);
+    folder.map_or_else(|| last_name(train), |name| name.to_string_lossy().into_owned())
+}

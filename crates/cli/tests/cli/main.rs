@@ -1,0 +1,6 @@
+//! The binary as a user calls it.
+
+mod readme;
+mod runs;
+mod scratch;
+mod wrong_input;
