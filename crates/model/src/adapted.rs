@@ -36,7 +36,7 @@ pub(crate) struct Lora {
 }
 
 /// What the backward reads, besides the input.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Saved {
     /// `x A^T`.
     lora: Option<Mat>,
@@ -47,7 +47,7 @@ impl AdaptedLinear {
     /// rows x width_in becomes rows x out.
     pub fn forward(&self, pass: Pass<'_>, x: &Mat) -> Result<(Mat, Saved)> {
         let mut y = self.core.forward(pass, x)?;
-        let mut saved = Saved { lora: None, bottleneck: None };
+        let mut saved = Saved::default();
         if let Some(Lora { a, b, scale }) = &self.lora {
             let (a, b) = (&pass.theta[a.clone()], &pass.theta[b.clone()]);
             saved.lora = Some(lora::forward(pass.ws, x, a, b, *scale, &mut y)?);
@@ -58,6 +58,23 @@ impl AdaptedLinear {
             y = out;
         }
         Ok((y, saved))
+    }
+
+    /// What [`AdaptedLinear::forward`] saved, once more, without the output where nothing is behind it.
+    pub fn recompute(&self, pass: Pass<'_>, x: &Mat) -> Result<Saved> {
+        if self.bottleneck.is_some() {
+            return Ok(self.forward(pass, x)?.1);
+        }
+        let hidden = |lora: &Lora| {
+            let (a, rank) = (&pass.theta[lora.a.clone()], lora.a.len() / x.width());
+            dense::forward(pass.ws, x, a, None, rank)
+        };
+        Ok(Saved { lora: self.lora.as_ref().map(hidden).transpose()?, bottleneck: None })
+    }
+
+    /// Whether [`AdaptedLinear::recompute`] reads the input.
+    pub fn recomputes(&self) -> bool {
+        self.lora.is_some() || self.bottleneck.is_some()
     }
 
     /// Whether the backward reads the input, so that it has to be kept.

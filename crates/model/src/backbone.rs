@@ -13,8 +13,8 @@ use crate::tokens::{Activations, Tokens};
 use ops::{Mat, Workspace};
 use std::ops::Range;
 
-/// What [`backward`] reads of a forward pass: the inputs of the blocks a gradient comes to and, under
-/// [`Activations::Keep`], what their backward reads.
+/// What [`backward`] reads of a forward pass: one activation for each block a gradient comes to and,
+/// under [`Activations::Keep`] and of the last block, all that its backward reads.
 #[derive(Debug)]
 pub struct Trail {
     steps: Vec<Step>,
@@ -24,7 +24,9 @@ pub struct Trail {
 #[derive(Debug)]
 struct Step {
     layer: usize,
-    input: Mat,
+    /// The block's input; `None` where it is the norm of the sum of the block before.
+    input: Option<Mat>,
+    sum: Option<Mat>,
     saved: Option<block::Saved>,
 }
 
@@ -48,7 +50,7 @@ pub fn forward(
 ) -> Result<Mat, Error> {
     let pass = model.pass(ws, theta, starts)?;
     for (layer, block) in layers.clone().zip(model.blocks(&layers)?) {
-        (x, _) = block.forward(pass, &x, Save::Nothing)?;
+        x = block.forward(pass, &x, Save::Nothing)?.y;
         tap(layer, &x);
     }
     Ok(x)
@@ -71,13 +73,16 @@ pub fn forward_for_backward(
     for (layer, block) in layers.clone().zip(model.blocks(&layers)?) {
         let reached = below == Below::Trained || model.layout.trains(layers.start..layer + 1);
         let save = match activations {
-            Activations::Keep if reached => Save::ForBackward,
-            _ => Save::Nothing,
+            _ if !reached => Save::Nothing,
+            // The last block's backward comes next: running it again would save no memory.
+            Activations::Recompute if layer + 1 < layers.end => Save::Sum,
+            Activations::Keep | Activations::Recompute => Save::ForBackward,
         };
-        let (y, saved) = block.forward(pass, &x, save)?;
+        let block::Forwarded { y, sum, saved } = block.forward(pass, &x, save)?;
         let input = std::mem::replace(&mut x, y);
         if reached {
-            trail.steps.push(Step { layer, input, saved });
+            let follows = trail.steps.last().is_some_and(|before| before.sum.is_some());
+            trail.steps.push(Step { layer, input: (!follows).then_some(input), sum, saved });
         }
     }
     Ok((x, trail))
@@ -96,19 +101,21 @@ pub fn backward(
 ) -> Result<Option<Mat>, Error> {
     let pass = model.pass(ws, theta, starts)?;
     model.check_theta(grad)?;
-    let Trail { steps, below } = trail;
+    let Trail { mut steps, below } = trail;
     let first = steps.first().map_or(0, |step| step.layer);
     let mut gradient = Some(dy);
-    for Step { layer, input, saved } in steps.into_iter().rev() {
+    while let Some(Step { layer, input, sum, saved }) = steps.pop() {
         let Some(dy) = gradient else { break };
-        let [block] = model.blocks(&(layer..layer + 1))? else { unreachable!("one layer is one block") };
-        let saved = match saved {
-            Some(saved) => Some(saved),
-            None => block.forward(pass, &input, Save::ForBackward)?.1,
+        let block = model.block(layer)?;
+        let before = steps.last().and_then(|step| step.sum.as_ref());
+        let input = match (input, before) {
+            (None, Some(sum)) => model.block(layer - 1)?.output(pass, sum)?,
+            (input, _) => input.expect("kept unless the block before leaves its sum"),
         };
-        let saved = saved.expect("asked for");
-        let trained = below == Below::Trained || model.layout.trains(first..layer);
-        gradient = block.backward(pass, &input, saved, dy, Below::of(trained), grad)?;
+        let saved = if saved.is_some() { saved } else { block.recompute(pass, &input)? };
+        let saved = saved.expect("a block saves what it is asked to");
+        let below = Below::of(below == Below::Trained || model.layout.trains(first..layer));
+        gradient = block.backward(pass, &input, (saved, sum), dy, below, grad)?;
     }
     Ok(gradient.filter(|_| below == Below::Trained))
 }

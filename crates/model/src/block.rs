@@ -16,19 +16,36 @@ pub(crate) struct Block {
     pub order: NormOrder,
 }
 
-/// What a block's backward reads, besides the block's input.
+/// What a block computes.
+#[derive(Debug)]
+pub(crate) struct Forwarded {
+    /// rows x width.
+    pub y: Mat,
+    /// The sum before the last norm, of a post-norm block that saves; the output is its norm.
+    pub sum: Option<Mat>,
+    pub saved: Option<Saved>,
+}
+
+/// What a block's backward reads, besides the block's input and last sum.
 #[derive(Debug)]
 pub(crate) struct Saved {
     attention: attention::Saved,
     mlp: mlp::Saved,
     /// The sum after attention: the input of the attention norm (post) or of the MLP norm (pre).
     middle: Mat,
-    /// The sum after the MLP: the input of the MLP norm (post only).
-    last: Option<Mat>,
     /// The normalised input of attention, where a projection reads it (pre only).
     attention_in: Option<Mat>,
     /// The input of the MLP, where a projection reads it.
     mlp_in: Option<Mat>,
+}
+
+/// A block up to the input of its MLP.
+struct Half {
+    /// `None` where neither a residual nor the backward will read it.
+    middle: Option<Mat>,
+    mlp_in: Mat,
+    attention: Option<attention::Saved>,
+    attention_in: Option<Mat>,
 }
 
 /// What attention returns, to be put between norms and residuals.
@@ -36,84 +53,108 @@ type Attended = (Mat, Option<attention::Saved>);
 
 impl Block {
     /// rows x width becomes rows x width.
-    pub fn forward(&self, pass: Pass<'_>, x: &Mat, save: Save) -> Result<(Mat, Option<Saved>)> {
-        let attend = |x: &Mat| self.attention.forward(pass, x, save);
-        match self.order {
-            NormOrder::Post => self.forward_post(pass, x, save, attend),
-            NormOrder::Pre => self.forward_pre(pass, x, save, attend),
-        }
+    pub fn forward(&self, pass: Pass<'_>, x: &Mat, save: Save) -> Result<Forwarded> {
+        let half = self.half(pass, x, |x| self.attention.forward(pass, x, save))?;
+        self.finish(pass, half, save)
     }
 
     /// The next positions of a single sequence, of which `first` are in the cache already.
     pub fn decode(&self, pass: Pass<'_>, x: &Mat, first: usize, cache: &mut Cache) -> Result<Mat> {
-        let attend = |x: &Mat| Ok((self.attention.decode(pass, x, first, cache)?, None));
-        let (y, _) = match self.order {
-            NormOrder::Post => self.forward_post(pass, x, Save::Nothing, attend)?,
-            NormOrder::Pre => self.forward_pre(pass, x, Save::Nothing, attend)?,
-        };
-        Ok(y)
+        let half = self.half(pass, x, |x| Ok((self.attention.decode(pass, x, first, cache)?, None)))?;
+        Ok(self.finish(pass, half, Save::Nothing)?.y)
+    }
+
+    /// What [`Block::forward`] saved, once more: without the last product and what is behind it.
+    pub fn recompute(&self, pass: Pass<'_>, x: &Mat) -> Result<Option<Saved>> {
+        let half = self.half(pass, x, |x| self.attention.forward(pass, x, Save::ForBackward))?;
+        let mlp = self.mlp.recompute(pass, &half.mlp_in)?;
+        Ok(self.saved(half, Some(mlp)))
+    }
+
+    /// The output of a post-norm block, from its last sum.
+    pub fn output(&self, pass: Pass<'_>, sum: &Mat) -> Result<Mat> {
+        self.mlp_norm.forward(pass, sum)
+    }
+
+    /// `norm(x + attention(x))`, or `x + attention(norm(x))` and its norm.
+    fn half(&self, pass: Pass<'_>, x: &Mat, attend: impl FnOnce(&Mat) -> Result<Attended>) -> Result<Half> {
+        match self.order {
+            NormOrder::Post => {
+                let (mut middle, attention) = attend(x)?;
+                middle.add(x)?;
+                let mlp_in = self.attention_norm.forward(pass, &middle)?;
+                let middle = attention.is_some().then_some(middle);
+                Ok(Half { middle, mlp_in, attention, attention_in: None })
+            }
+            NormOrder::Pre => {
+                let attention_in = self.attention_norm.forward(pass, x)?;
+                let (mut middle, attention) = attend(&attention_in)?;
+                let needed = attention.is_some() && self.attention.needs_input();
+                let attention_in = needed.then_some(attention_in);
+                middle.add(x)?;
+                let mlp_in = self.mlp_norm.forward(pass, &middle)?;
+                Ok(Half { middle: Some(middle), mlp_in, attention, attention_in })
+            }
+        }
+    }
+
+    /// `norm(m + mlp(m))`, or `m + mlp(norm(m))`.
+    fn finish(&self, pass: Pass<'_>, half: Half, save: Save) -> Result<Forwarded> {
+        let (mut sum, mlp) = self.mlp.forward(pass, &half.mlp_in, save)?;
+        match self.order {
+            NormOrder::Post => {
+                sum.add(&half.mlp_in)?;
+                let saved = self.saved(half, mlp);
+                let y = self.output(pass, &sum)?;
+                Ok(Forwarded { y, sum: (save != Save::Nothing).then_some(sum), saved })
+            }
+            NormOrder::Pre => {
+                if let Some(middle) = &half.middle {
+                    sum.add(middle)?;
+                }
+                Ok(Forwarded { y: sum, sum: None, saved: self.saved(half, mlp) })
+            }
+        }
+    }
+
+    fn saved(&self, half: Half, mlp: Option<mlp::Saved>) -> Option<Saved> {
+        let Half { middle, mlp_in, attention, attention_in } = half;
+        let mlp_in = self.mlp.needs_input().then_some(mlp_in);
+        Some(Saved { attention: attention?, mlp: mlp?, middle: middle?, attention_in, mlp_in })
     }
 
     /// The gradient of the input `x`, if something below is trained; gradients of the sites are
-    /// accumulated into `grad`.
+    /// accumulated into `grad`. `sum` is that of [`Forwarded`].
     pub fn backward(
         &self,
         pass: Pass<'_>,
         x: &Mat,
-        saved: Saved,
+        (saved, sum): (Saved, Option<Mat>),
         dy: Mat,
         below: Below,
         grad: &mut [f32],
     ) -> Result<Option<Mat>> {
-        match self.order {
-            NormOrder::Post => self.backward_post(pass, x, saved, dy, below, grad),
-            NormOrder::Pre => self.backward_pre(pass, x, saved, dy, below, grad),
-        }
+        let Some(sum) = sum else {
+            return self.backward_pre(pass, x, saved, dy, below, grad);
+        };
+        let dsum = self.mlp_norm.backward(pass, &sum, &dy, grad)?;
+        drop((sum, dy));
+        self.backward_post(pass, x, saved, dsum, below, grad)
     }
 
-    /// `m = norm(x + attention(x)); y = norm(m + mlp(m))`
-    fn forward_post(
-        &self,
-        pass: Pass<'_>,
-        x: &Mat,
-        save: Save,
-        attend: impl FnOnce(&Mat) -> Result<Attended>,
-    ) -> Result<(Mat, Option<Saved>)> {
-        let (mut middle, attention) = attend(x)?;
-        middle.add(x)?;
-        let mlp_in = self.attention_norm.forward(pass, &middle)?;
-        let middle = save.keep(|| middle);
-        let (mut last, mlp) = self.mlp.forward(pass, &mlp_in, save)?;
-        last.add(&mlp_in)?;
-        let mlp_in = self.mlp.needs_input().then_some(mlp_in);
-        let y = self.mlp_norm.forward(pass, &last)?;
-        let parts = attention.zip(mlp).zip(middle);
-        let saved = parts.map(|((attention, mlp), middle)| Saved {
-            attention,
-            mlp,
-            middle,
-            last: Some(last),
-            attention_in: None,
-            mlp_in,
-        });
-        Ok((y, saved))
-    }
-
+    /// From the gradient of the last sum.
     fn backward_post(
         &self,
         pass: Pass<'_>,
         x: &Mat,
         saved: Saved,
-        dy: Mat,
+        dsum: Mat,
         below: Below,
         grad: &mut [f32],
     ) -> Result<Option<Mat>> {
-        let last = saved.last.expect("kept by forward_post");
-        let dlast = self.mlp_norm.backward(pass, &last, &dy, grad)?;
-        drop((last, dy));
-        let mut dmlp_in = self.enters_attention(below).then(|| pass.ws.copy(&dlast)).transpose()?;
-        self.mlp.backward(pass, saved.mlp_in.as_ref(), saved.mlp, &dlast, dmlp_in.as_mut(), grad)?;
-        drop((dlast, saved.mlp_in));
+        let mut dmlp_in = self.enters_attention(below).then(|| pass.ws.copy(&dsum)).transpose()?;
+        self.mlp.backward(pass, saved.mlp_in.as_ref(), saved.mlp, &dsum, dmlp_in.as_mut(), grad)?;
+        drop((dsum, saved.mlp_in));
         let Some(dmlp_in) = dmlp_in else {
             return Ok(None);
         };
@@ -122,34 +163,6 @@ impl Block {
         let mut dx = (below == Below::Trained).then(|| pass.ws.copy(&dmiddle)).transpose()?;
         self.attention.backward(pass, Some(x), saved.attention, &dmiddle, dx.as_mut(), grad)?;
         Ok(dx)
-    }
-
-    /// `m = x + attention(norm(x)); y = m + mlp(norm(m))`
-    fn forward_pre(
-        &self,
-        pass: Pass<'_>,
-        x: &Mat,
-        save: Save,
-        attend: impl FnOnce(&Mat) -> Result<Attended>,
-    ) -> Result<(Mat, Option<Saved>)> {
-        let attention_in = self.attention_norm.forward(pass, x)?;
-        let (mut middle, attention) = attend(&attention_in)?;
-        let attention_in = self.attention.needs_input().then_some(attention_in);
-        let attention = attention.zip(Some(attention_in));
-        middle.add(x)?;
-        let mlp_in = self.mlp_norm.forward(pass, &middle)?;
-        let (mut y, mlp) = self.mlp.forward(pass, &mlp_in, save)?;
-        y.add(&middle)?;
-        let mlp_in = self.mlp.needs_input().then_some(mlp_in);
-        let saved = attention.zip(mlp).map(|((attention, attention_in), mlp)| Saved {
-            attention,
-            mlp,
-            middle,
-            last: None,
-            attention_in,
-            mlp_in,
-        });
-        Ok((y, saved))
     }
 
     fn backward_pre(

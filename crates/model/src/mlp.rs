@@ -62,6 +62,14 @@ impl Mlp {
         }
     }
 
+    /// What [`Mlp::forward`] saved, once more: all but the last product.
+    pub fn recompute(&self, pass: Pass<'_>, x: &Mat) -> Result<Saved> {
+        match self {
+            Mlp::Plain(plain) => plain.recompute(pass, x),
+            Mlp::Gated(gated) => gated.recompute(pass, x),
+        }
+    }
+
     /// Adds the gradient of the input to `dx`, if one is wanted. `x` is the input where
     /// [`Mlp::needs_input`].
     pub fn backward(
@@ -107,10 +115,24 @@ impl Mlp {
     }
 }
 
+/// What `down` saved and, where it reads it, its input. `active` computes that input.
+fn recompute_down(
+    down: &AdaptedLinear,
+    pass: Pass<'_>,
+    active: impl FnOnce() -> Result<Mat>,
+) -> Result<(Option<Mat>, adapted::Saved)> {
+    if !down.recomputes() && !down.needs_input() {
+        return Ok((None, adapted::Saved::default()));
+    }
+    let active = active()?;
+    let saved = down.recompute(pass, &active)?;
+    Ok((down.needs_input().then_some(active), saved))
+}
+
 impl Plain {
     fn forward(&self, pass: Pass<'_>, x: &Mat, save: Save) -> Result<(Mat, Option<Saved>)> {
         let (mut inner, up) = self.up.forward(pass, x)?;
-        if save == Save::Nothing {
+        if save != Save::ForBackward {
             self.activation.apply(pass.ws, &mut inner);
             return Ok((self.down.forward(pass, &inner)?.0, None));
         }
@@ -118,6 +140,13 @@ impl Plain {
         let (y, down) = self.down.forward(pass, &active)?;
         let active = self.down.needs_input().then_some(active);
         Ok((y, Some(Saved::Plain(SavedPlain { inner, active, sites: [up, down] }))))
+    }
+
+    fn recompute(&self, pass: Pass<'_>, x: &Mat) -> Result<Saved> {
+        let (inner, up) = self.up.forward(pass, x)?;
+        let active = || self.activation.forward(pass.ws, &inner);
+        let (active, down) = recompute_down(&self.down, pass, active)?;
+        Ok(Saved::Plain(SavedPlain { inner, active, sites: [up, down] }))
     }
 
     fn backward(
@@ -153,6 +182,14 @@ impl Gated {
             Saved::Gated(SavedGated { gate, up, active, sites: [gate_sites, up_sites, down] })
         });
         Ok((y, saved))
+    }
+
+    fn recompute(&self, pass: Pass<'_>, x: &Mat) -> Result<Saved> {
+        let (gate, gate_sites) = self.gate.forward(pass, x)?;
+        let (up, up_sites) = self.up.forward(pass, x)?;
+        let active = || act::silu_gate(pass.ws, &gate, &up);
+        let (active, down) = recompute_down(&self.down, pass, active)?;
+        Ok(Saved::Gated(SavedGated { gate, up, active, sites: [gate_sites, up_sites, down] }))
     }
 
     fn backward(

@@ -89,6 +89,12 @@ impl Model {
         Ok(&self.blocks[layers.start - first..layers.end - first])
     }
 
+    pub(crate) fn block(&self, layer: usize) -> Result<&Block, Error> {
+        let index = layer.checked_sub(self.layers.start);
+        let block = index.and_then(|index| self.blocks.get(index));
+        block.ok_or_else(|| self.not_loaded(format!("block {layer}")))
+    }
+
     fn not_loaded(&self, asked: String) -> Error {
         Error::NotLoaded { held: self.layers.clone(), asked }
     }

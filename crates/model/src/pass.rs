@@ -13,15 +13,19 @@ pub(crate) struct Pass<'a> {
     pub starts: &'a [u32],
 }
 
-/// Whether a forward pass leaves behind what its backward reads.
+/// What a forward pass leaves behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Save {
     Nothing,
+    /// What a block cannot do without when it is run again before its backward: the sum before its
+    /// last norm, where there is one.
+    Sum,
+    /// All that the backward reads.
     ForBackward,
 }
 
 impl Save {
-    /// What `make` makes if it is to be kept; else what it captured is dropped here.
+    /// What `make` makes if the backward will read it; else what it captured is dropped here.
     pub fn keep<T>(self, make: impl FnOnce() -> T) -> Option<T> {
         (self == Save::ForBackward).then(make)
     }

@@ -27,10 +27,11 @@ pub enum Targets {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Activations {
-    /// Everything is kept: no forward is repeated.
+    /// Everything is kept: no product is repeated.
     #[default]
     Keep,
-    /// Only the inputs of blocks are kept; a block runs forward again before its backward.
+    /// One activation a block is kept; before its backward a block runs forward again, except for its
+    /// last product and the last block.
     Recompute,
 }
 

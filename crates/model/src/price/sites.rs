@@ -32,6 +32,11 @@ impl Linear {
         self.rank > 0 || self.weight
     }
 
+    /// Whether its input is read once more when a block is run again.
+    pub fn recomputes(&self) -> bool {
+        self.needs_input() || self.bottleneck > 0
+    }
+
     pub fn is_trained(&self) -> bool {
         self.needs_input() || self.bottleneck > 0 || self.bias
     }

@@ -1,10 +1,13 @@
 //! A walk over a model that takes and frees what a real pass would, in its order, and computes
 //! nothing. Every function here mirrors the one of the same name where the work is done.
 
+mod ends;
+
 use super::THREADS;
 use super::sites::{Block, Linear};
 use crate::families::NormOrder;
 use crate::layout::Layout;
+use crate::pass::Save;
 use crate::spec::{Place, Spec, Task};
 use crate::tokens::Activations;
 use base::Cost;
@@ -32,7 +35,14 @@ struct Saved {
     middle: u64,
     mlp: u64,
     mlp_in: u64,
-    last: u64,
+}
+
+/// A block that a gradient comes to.
+struct Step {
+    layer: usize,
+    block: Block,
+    input: bool,
+    saved: Option<Saved>,
 }
 
 impl<'a> Walk<'a> {
@@ -67,31 +77,32 @@ impl<'a> Walk<'a> {
         } else {
             self.take(width);
         }
-        let mut trail = Vec::new();
+        let mut trail: Vec<Step> = Vec::new();
         for layer in layers.clone() {
             let block = Block::of(self.spec, self.task, self.layout, layer);
-            let reached = reached(self, layer);
-            let keep = reached && activations == Activations::Keep;
-            let saved = self.block_forward(&block, keep);
-            if reached {
-                trail.push((layer, block, keep.then_some(saved)));
-            } else {
+            let save = match activations {
+                _ if !reached(self, layer) => Save::Nothing,
+                Activations::Recompute if layer + 1 < layers.end => Save::Sum,
+                Activations::Keep | Activations::Recompute => Save::ForBackward,
+            };
+            let saved = self.block_forward(&block, save);
+            let input = save != Save::Nothing && (self.is_pre() || trail.is_empty());
+            if !input {
                 self.free(width);
+            }
+            if save != Save::Nothing {
+                trail.push(Step { layer, block, input, saved });
             }
         }
         if !self.head_loss_and_gradient(self.layout.trains_below(Place::Last)) {
             return;
         }
-        let first = trail.first().map_or(0, |(layer, _, _)| *layer);
-        for (layer, block, saved) in trail.into_iter().rev() {
-            let saved = match saved {
-                Some(saved) => saved,
-                None => {
-                    let saved = self.block_forward(&block, true);
-                    self.free(width);
-                    saved
-                }
-            };
+        let first = trail.first().map_or(0, |step| step.layer);
+        for Step { layer, block, input, saved } in trail.into_iter().rev() {
+            if !input {
+                self.take(width);
+            }
+            let saved = saved.unwrap_or_else(|| self.block_recompute(&block));
             let below = below || self.layout.trains(first..layer);
             self.block_backward(&block, saved, below);
             // The block's input.
@@ -111,7 +122,7 @@ impl<'a> Walk<'a> {
         }
         for layer in self.layout.layers.clone() {
             let block = Block::of(self.spec, self.task, self.layout, layer);
-            self.block_forward(&block, false);
+            self.block_forward(&block, Save::Nothing);
             self.free(width);
         }
         self.head_loss();
@@ -163,24 +174,6 @@ impl<'a> Walk<'a> {
         let product = 48 * 192;
         let tasks = (self.sequences * self.spec.kv_heads as u64).clamp(1, THREADS as u64);
         (attention * tasks).max(product * THREADS as u64)
-    }
-
-    fn embed(&mut self) {
-        let width = self.width();
-        let sum = self.take(width);
-        if self.spec.family.norm_order == NormOrder::Post {
-            self.take(width);
-            self.free(sum);
-        }
-    }
-
-    /// Frees the gradient it is given.
-    fn embed_backward(&mut self) {
-        let width = self.width();
-        if self.spec.family.norm_order == NormOrder::Post {
-            self.pass_through(2 * width);
-        }
-        self.free(width);
     }
 
     /// Takes the output, and what the sites save; returns the latter.
@@ -294,6 +287,31 @@ impl<'a> Walk<'a> {
         inner + sites
     }
 
+    /// Takes what is saved.
+    fn mlp_recompute(&mut self, block: &Block) -> u64 {
+        let (ffn, down) = (self.ffn(), &block.down);
+        let mut saved = ffn + self.linear_forward(&block.up);
+        if let Some(gate) = &block.gate {
+            saved += ffn + self.linear_forward(gate);
+        }
+        if !down.recomputes() {
+            return saved;
+        }
+        let active = self.take(ffn);
+        if down.bottleneck > 0 {
+            saved += self.linear_forward(down);
+            self.free(self.rows * down.out);
+        } else {
+            self.product(self.rows, down.rank, down.width_in);
+            saved += self.take(self.rows * down.rank);
+        }
+        if down.needs_input() {
+            return saved + active;
+        }
+        self.free(active);
+        saved
+    }
+
     /// Frees what was saved.
     fn mlp_backward(&mut self, block: &Block, saved: u64, input: bool) {
         let ffn = self.ffn();
@@ -321,53 +339,64 @@ impl<'a> Walk<'a> {
         self.free(saved - active - inner);
     }
 
-    /// Takes the output and what is saved.
-    fn block_forward(&mut self, block: &Block, save: bool) -> Saved {
-        let width = self.width();
-        let mut saved = Saved::default();
-        let post = self.spec.family.norm_order == NormOrder::Post;
-        if post {
-            saved.attention = self.attention_forward(block, save);
-            saved.middle = width;
-            saved.mlp_in = self.take(width);
-            if !save {
+    /// Takes the output, what is saved and the last sum where it stays.
+    fn block_forward(&mut self, block: &Block, save: Save) -> Option<Saved> {
+        let (width, keep) = (self.width(), save == Save::ForBackward);
+        let mut saved = self.half(block, keep);
+        if !keep && !self.is_pre() {
+            self.free(std::mem::take(&mut saved.middle));
+        }
+        saved.mlp = self.mlp_forward(block, keep);
+        if !keep || !block.mlp_needs_input() {
+            self.free(std::mem::take(&mut saved.mlp_in));
+        }
+        if !self.is_pre() {
+            self.take(width);
+            if save == Save::Nothing {
                 self.free(width);
             }
-            saved.mlp = self.mlp_forward(block, save);
-            saved.last = width;
-        } else {
-            saved.attention_in = self.take(width);
-            saved.attention = self.attention_forward(block, save);
-            if !block.attention_needs_input() || !save {
-                self.free(std::mem::take(&mut saved.attention_in));
-            }
-            saved.middle = width;
-            saved.mlp_in = self.take(width);
-            saved.mlp = self.mlp_forward(block, save);
         }
+        if !keep {
+            self.free(saved.middle);
+        }
+        keep.then_some(saved)
+    }
+
+    /// Takes what is saved.
+    fn block_recompute(&mut self, block: &Block) -> Saved {
+        let mut saved = self.half(block, true);
+        saved.mlp = self.mlp_recompute(block);
         if !block.mlp_needs_input() {
             self.free(std::mem::take(&mut saved.mlp_in));
         }
-        if post {
-            self.take(width);
+        saved
+    }
+
+    /// Takes the sum after attention, the input of the MLP, and what is saved.
+    fn half(&mut self, block: &Block, keep: bool) -> Saved {
+        let width = self.width();
+        let mut saved = Saved { middle: width, mlp_in: width, ..Saved::default() };
+        if self.is_pre() {
+            saved.attention_in = self.take(width);
         }
-        if !save {
-            self.free(saved.mlp_in + if post { saved.last } else { saved.middle });
-            return Saved::default();
+        saved.attention = self.attention_forward(block, keep);
+        if !keep || !block.attention_needs_input() {
+            self.free(std::mem::take(&mut saved.attention_in));
         }
+        self.take(width);
         saved
     }
 
     /// Frees the gradient of the output and what was saved; takes that of the input if `below`.
     fn block_backward(&mut self, block: &Block, saved: Saved, below: bool) {
         let width = self.width();
-        let post = self.spec.family.norm_order == NormOrder::Post;
+        let post = !self.is_pre();
         let enters =
             below || block.attention_is_trained() || block.attention_norm || (!post && block.mlp_norm);
         if post {
             // The gradient of the last sum takes the place of that of the output.
             self.pass_through(width);
-            self.free(saved.last);
+            self.free(width);
         }
         if enters {
             self.take(width);
@@ -400,71 +429,9 @@ impl<'a> Walk<'a> {
         self.free(if below || !input { width } else { 2 * width });
     }
 
-    /// Frees the hidden states it is given.
-    fn head_loss(&mut self) {
-        let (width, sequences) = (self.spec.width as u64, self.sequences);
-        let normed = if self.has_final_norm() { self.take(self.rows * width) } else { 0 };
-        match self.task {
-            Task::Classification { classes, .. } => {
-                let classes = *classes as u64;
-                self.product(sequences, classes, width);
-                self.pass_through(sequences * (width + 2 * classes + 2));
-            }
-            Task::CausalLm => {
-                let (rows, vocab) = (self.chunk(), self.spec.vocab as u64);
-                self.product(self.rows, vocab, width);
-                self.pass_through(rows * (width + vocab + 2));
-            }
-        }
-        self.free(normed + self.rows * width);
-    }
-
-    /// Frees the hidden states it is given, and takes their gradient if `below`; returns `below`.
-    fn head_loss_and_gradient(&mut self, below: bool) -> bool {
-        let (width, sequences, rows) = (self.spec.width as u64, self.sequences, self.rows);
-        let has_norm = self.has_final_norm();
-        let trained_norm =
-            self.layout.sites.iter().any(|site| site.place == Place::Last && !site.is_head());
-        let normed = if has_norm { self.take(rows * width) } else { 0 };
-        let mut gradient = 0;
-        match self.task {
-            Task::Classification { classes, .. } => {
-                let classes = *classes as u64;
-                let inside = self.take(sequences * (width + 2 * classes));
-                self.product(sequences, classes, 3 * width);
-                if below || (has_norm && trained_norm) {
-                    let pooled = self.take(sequences * width);
-                    gradient = self.take(rows * width);
-                    self.free(pooled);
-                }
-                self.free(inside);
-            }
-            Task::CausalLm => {
-                let (chunk, vocab) = (self.chunk(), self.spec.vocab as u64);
-                gradient = self.take(rows * width);
-                self.product(2 * rows, vocab, width);
-                self.pass_through(chunk * (2 * width + vocab));
-            }
-        }
-        self.free(normed);
-        if has_norm && gradient > 0 {
-            self.pass_through(rows * width);
-        }
-        self.free(rows * width);
-        if !below {
-            self.free(gradient);
-        }
-        below
-    }
-
-    fn has_final_norm(&self) -> bool {
+    /// Whether norms stand before their parts, with a last one before the head.
+    fn is_pre(&self) -> bool {
         self.spec.family.norm_order == NormOrder::Pre
-    }
-
-    /// Rows of a chunk of the vocabulary loss; no more than have a next token.
-    fn chunk(&self) -> u64 {
-        let most = ops::loss::chunk_rows(self.spec.vocab) as u64;
-        most.min(self.rows.saturating_sub(self.sequences))
     }
 }
 
