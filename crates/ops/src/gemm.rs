@@ -2,7 +2,7 @@
 //!
 //! The loops are those of Goto and van de Geijn (2008), without a packed left operand: a tile reads
 //! A by broadcasts, which need no order. For each panel of B and each [`DEPTH`] of k, the slice of
-//! the panel stays in the first or second cache while the rows of A pass by.
+//! the panel stays in cache while the rows of A pass by.
 //!
 //! Every element of C is a sum over k in order, in partial sums of [`DEPTH`], whatever the tile it
 //! falls into: neither threads nor the number of rows change a bit of it.
@@ -48,12 +48,14 @@ pub(crate) enum Write<'a> {
     Add,
 }
 
-/// Terms of a partial sum: a slice of a panel (48 x 192 floats, 36 KiB) stays in the first cache. A
-/// multiple of [`PANEL`], as [`pack_transposed`] wants.
-const DEPTH: usize = 192;
+/// Terms of a partial sum: a slice of a panel (48 x 384 floats, 72 KiB) streams from the second cache
+/// while C is seldom touched. A multiple of [`PANEL`], as [`pack_transposed`] wants.
+const DEPTH: usize = 384;
+/// A multiple of the rows of every instruction set's tile.
+const TILES: usize = 24;
 /// Rows that share a packed slice before the next one is packed.
-const PACKED_ROWS: usize = 256;
-const STRIDED_ROWS: usize = 1024;
+const PACKED_ROWS: usize = 240;
+const STRIDED_ROWS: usize = 1200;
 
 impl<'a> Product<'a> {
     /// `c = left right`.
@@ -103,7 +105,7 @@ impl<'a> Product<'a> {
             Right::Packed(_) => PACKED_ROWS,
             Right::Transposed(_) | Right::Strided(_) => STRIDED_ROWS,
         };
-        let rows = self.m.div_ceil(self.m.div_ceil(most)).next_multiple_of(8);
+        let rows = self.m.div_ceil(self.m.div_ceil(most)).next_multiple_of(TILES);
         let panels = self.n.div_ceil(PANEL);
         if threads == 1 {
             return (rows, panels);
@@ -274,7 +276,11 @@ impl Place<'_> {
                 }
             };
         }
-        if S::ROWS == 8 { pick!(8 7 6 5 4 3 2 1) } else { pick!(4 3 2 1) }
+        match S::ROWS {
+            8 => pick!(8 7 6 5 4 3 2 1),
+            6 => pick!(6 5 4 3 2 1),
+            _ => pick!(4 3 2 1),
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 
 use crate::simd::Simd;
 
-/// Columns of a panel: a multiple of every instruction set's tile (3 x 16, 2 x 24, 4 x 12).
+/// Columns of a panel: a multiple of every instruction set's tile (3 x 16, 2 x 8, 3 x 4, 2 x 4).
 pub(crate) const PANEL: usize = 48;
 /// Panels are as wide as a multiple of this, the longest vector.
 pub(crate) const BLOCK: usize = 16;

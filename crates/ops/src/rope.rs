@@ -3,6 +3,7 @@
 
 use crate::error::{inside, same};
 use crate::ragged::sequences;
+use crate::simd::{Kernel, Simd};
 use crate::{Mat, Result, Workspace};
 
 /// Cosines and sines of every position and frequency.
@@ -56,7 +57,7 @@ impl Table {
 
     fn rotate(
         &self,
-        _ws: &Workspace,
+        ws: &Workspace,
         x: &mut Mat,
         heads: usize,
         starts: &[u32],
@@ -64,22 +65,50 @@ impl Table {
         direction: f32,
     ) -> Result<()> {
         same("the width of rotated rows", heads * self.head_dim, x.width())?;
-        let half = self.head_dim / 2;
+        let mut positions = Vec::with_capacity(x.rows());
         for range in sequences(starts, x.rows())? {
             inside("position", first + range.len() - 1, self.positions)?;
-            for (position, r) in range.enumerate().map(|(i, r)| (first + i, r)) {
-                let cos = &self.cos[position * half..][..half];
-                let sin = &self.sin[position * half..][..half];
-                for head in x.row_mut(r).chunks_exact_mut(self.head_dim) {
-                    let (low, high) = head.split_at_mut(half);
-                    for i in 0..half {
-                        let (l, h, s) = (low[i], high[i], direction * sin[i]);
-                        low[i] = l * cos[i] - h * s;
-                        high[i] = h * cos[i] + l * s;
-                    }
+            positions.extend(first..first + range.len());
+        }
+        ws.by_rows(x, |rows, x| {
+            ws.level().run(Rotate { table: self, positions: &positions[rows], direction, x });
+        });
+        Ok(())
+    }
+}
+
+/// Rotates rows at these positions; direction -1 turns back.
+struct Rotate<'a> {
+    table: &'a Table,
+    positions: &'a [usize],
+    direction: f32,
+    x: &'a mut [f32],
+}
+
+impl Kernel for Rotate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let half = self.table.head_dim / 2;
+        if half == 0 || self.positions.is_empty() {
+            return;
+        }
+        let direction = s.splat(self.direction);
+        let width = self.x.len() / self.positions.len();
+        for (position, row) in self.positions.iter().zip(self.x.chunks_exact_mut(width)) {
+            let cos = self.table.cos[position * half..][..half].chunks(S::LANES);
+            let sin = self.table.sin[position * half..][..half].chunks(S::LANES);
+            for head in row.chunks_exact_mut(2 * half) {
+                let (low, high) = head.split_at_mut(half);
+                let pairs = low.chunks_mut(S::LANES).zip(high.chunks_mut(S::LANES));
+                for ((low, high), (cos, sin)) in pairs.zip(cos.clone().zip(sin.clone())) {
+                    let (l, h, c) = (s.load(low), s.load(high), s.load(cos));
+                    let turn = s.mul(direction, s.load(sin));
+                    s.store(low, s.sub(s.mul(l, c), s.mul(h, turn)));
+                    s.store(high, s.fma(l, turn, s.mul(h, c)));
                 }
             }
         }
-        Ok(())
     }
 }

@@ -14,7 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 /// Every [`Mat`] is charged to the job's meter while it lives; the meter refuses what the job did
 /// not declare. Freed buffers are kept and handed out again, so that a training loop touches no
 /// fresh pages after its first step. Kept buffers are not charged, yet they cannot inflate the
-/// process: live and kept together never exceed the most that was ever live at once.
+/// process: live and kept together never exceed the most that was ever live at once. (A recycled
+/// buffer may be up to an eighth larger than what it is charged for.)
 #[derive(Debug)]
 pub struct Workspace {
     meter: Meter,

@@ -90,10 +90,11 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     type V: Copy;
     /// Elements of a vector.
     const LANES: usize;
-    /// Rows of the tile of a matrix product; its columns are [`Self::COLUMNS`] vectors. Their
-    /// product, one row of B and one broadcast of A fill the registers.
+    /// Rows of the tile of a matrix product; its columns are [`Self::COLUMNS`] vectors. The tile, one
+    /// row of B and one broadcast of A have to fit into the registers with one to spare: a spilt sum
+    /// halves the speed.
     const ROWS: usize;
-    const COLUMNS: usize = 3;
+    const COLUMNS: usize;
 
     /// Compile `kernel` with these instructions and run it.
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output;

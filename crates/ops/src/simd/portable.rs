@@ -17,6 +17,7 @@ impl Simd for Portable {
     type V = V;
     const LANES: usize = LANES;
     const ROWS: usize = 4;
+    const COLUMNS: usize = 2;
 
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
         kernel.run(self)
