@@ -22,12 +22,13 @@ impl fmt::Display for At {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DataError {
-    #[error("{}: no such file{}; relative paths count from the current directory", path.display(), nearest.as_ref().map(|near| format!(" (is it {}?)", near.display())).unwrap_or_default())]
+    #[error("{}: no such file{}; relative paths count from the current directory", path.display(), is_it(nearest))]
     Missing { path: PathBuf, nearest: Option<PathBuf> },
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
     #[error(
-        "{}: cannot tell the format from this name; it must end in .jsonl, .json, .csv or .tsv, optionally followed by .zst or .gz",
+        "{}: cannot tell the format from this name; it must end in .jsonl, .json, .csv or .tsv, \
+         optionally followed by .zst or .gz",
         path.display()
     )]
     Format { path: PathBuf },
@@ -44,7 +45,8 @@ pub enum DataError {
     #[error("{at}: no column {wanted:?}; {available}")]
     NoColumn { at: At, wanted: String, available: Available },
     #[error(
-        "{at}: cannot tell what the rows hold from the columns {found:?}; name them under [data.columns], e.g. text = {:?}",
+        "{at}: cannot tell what the rows hold from the columns {found:?}; name them under \
+         [data.columns], e.g. text = {:?}",
         found.first().map_or("text", String::as_str)
     )]
     NoShape { at: At, found: Vec<String> },
@@ -57,7 +59,8 @@ pub enum DataError {
     #[error("{at}: unknown label {label:?}; the labels are {}", few(labels))]
     LabelName { at: At, label: String, labels: Vec<String> },
     #[error(
-        "{at}: label {label:?} is a {kind}, but labels before it are not; make all of them integers or all of them strings"
+        "{at}: label {label:?} is a {kind}, but labels before it are not; make all of them integers \
+         or all of them strings"
     )]
     MixedLabels { at: At, label: String, kind: &'static str },
 }
@@ -83,6 +86,10 @@ impl fmt::Display for Available {
         }
         write!(f, "the row has {}", few(&self.all))
     }
+}
+
+fn is_it(nearest: &Option<PathBuf>) -> String {
+    nearest.as_ref().map_or_else(String::new, |near| format!(" (is it {}?)", near.display()))
 }
 
 /// At most twelve of `names`, quoted.

@@ -89,12 +89,14 @@ pub enum PartitionError {
     #[error("partition by label, but the rows of {path} have no label; choose iid, quantity or natural")]
     NoLabels { path: String },
     #[error(
-        "{devices} devices with at least {min_rows} rows each need {} rows, and there are {rows}; use fewer devices or lower min_rows",
+        "{devices} devices with at least {min_rows} rows each need {} rows, and there are {rows}; \
+         use fewer devices or lower min_rows",
         devices * min_rows
     )]
     TooFewRows { devices: usize, min_rows: usize, rows: usize },
     #[error(
-        "none of {draws} draws gave every one of {devices} devices at least {min_rows} rows (nearest: {best}); raise alpha, use fewer devices, or lower min_rows"
+        "none of {draws} draws gave every one of {devices} devices at least {min_rows} rows (nearest: \
+         {best}); raise alpha, use fewer devices, or lower min_rows"
     )]
     Unlucky { draws: u64, devices: usize, min_rows: usize, best: usize },
     #[error("device {device} of {devices} would hold no row; use fewer devices or another partition")]
@@ -102,7 +104,8 @@ pub enum PartitionError {
     #[error("labels_per_device = {asked}, but the rows carry only {present} different labels")]
     TooFewLabels { asked: usize, present: usize },
     #[error(
-        "{devices} devices with {labels_per_device} labels each cannot cover {present} labels, and every row must be used; raise labels_per_device or use more devices"
+        "{devices} devices with {labels_per_device} labels each cannot cover {present} labels, and every \
+         row must be used; raise labels_per_device or use more devices"
     )]
     LabelsLeftOver { devices: usize, labels_per_device: usize, present: usize },
     #[error(

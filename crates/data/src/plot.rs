@@ -49,7 +49,8 @@ impl Holdings {
             let (base, rows) = (y + pitch - 5.0, counts.iter().sum::<u32>());
             let _ = write!(
                 svg,
-                "<text x=\"{}\" y=\"{base:.1}\" text-anchor=\"end\">{}</text><text x=\"{:.1}\" y=\"{base:.1}\">{rows}</text>",
+                "<text x=\"{}\" y=\"{base:.1}\" text-anchor=\"end\">{}</text>\
+                 <text x=\"{:.1}\" y=\"{base:.1}\">{rows}</text>",
                 LEFT - 5.0,
                 device + 1,
                 x + 4.0,
@@ -124,7 +125,8 @@ impl Holdings {
             let name: String = name.chars().take(26).collect();
             let _ = write!(
                 svg,
-                "<rect x=\"{x}\" y=\"{}\" width=\"10\" height=\"10\" fill=\"{}\"/><text x=\"{}\" y=\"{y}\">{}</text>",
+                "<rect x=\"{x}\" y=\"{}\" width=\"10\" height=\"10\" fill=\"{}\"/>\
+                 <text x=\"{}\" y=\"{y}\">{}</text>",
                 y - 9.0,
                 colour(place),
                 x + 15.0,

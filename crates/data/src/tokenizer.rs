@@ -24,13 +24,15 @@ pub enum TokenizerError {
     #[error("line {line}: cannot encode: {what}")]
     Encode { line: u64, what: String },
     #[error(
-        "rows of messages need a chat template, and tokenizer_config.json has none; use rows of prompt and completion instead"
+        "rows of messages need a chat template, and tokenizer_config.json has none; use rows of prompt \
+         and completion instead"
     )]
     NoChatTemplate,
     #[error("line {line}: the chat template fails: {what}")]
     ChatTemplate { line: u64, what: String },
     #[error(
-        "line {line}: only rows of plain text can be cut into blocks (chunk, pack), and this row has a {has}; use truncate"
+        "line {line}: only rows of plain text can be cut into blocks (chunk, pack), and this row has a \
+         {has}; use truncate"
     )]
     NotPlainText { line: u64, has: &'static str },
 }

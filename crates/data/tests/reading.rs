@@ -28,10 +28,12 @@ fn complaint(name: &str, text: &str, columns: &Columns) -> String {
 #[test]
 fn every_format_and_compression_gives_the_same_rows() {
     let folder = TempDir::new().unwrap();
-    let json = "{\"text\":\"a, \\\"b\\\"\\nc\\td\",\"label\":\"joy\",\"client\":3}\n\n{\"text\":\"é\",\"label\":\"anger\",\"client\":4}\n";
+    let first = r#"{"text":"a, \"b\"\nc\td","label":"joy","client":3}"#;
+    let second = r#"{"text":"é","label":"anger","client":4}"#;
+    let json: &str = &format!("{first}\n\n{second}\n");
     let csv = "label,text,client\njoy,\"a, \"\"b\"\"\nc\td\",3\nanger,é,4\n";
     let tsv = "text\tlabel\tclient\n\"a, \"\"b\"\"\nc\td\"\tjoy\t3\né\tanger\t4\n";
-    let array = "\u{FEFF} [{\"text\":\"a, \\\"b\\\"\\nc\\td\",\"label\":\"joy\",\"client\":3},\n {\"text\":\"é\",\"label\":\"anger\",\"client\":4}]";
+    let array: &str = &format!("\u{FEFF} [{first},\n {second}]");
     let rows = |dataset: Dataset| {
         assert_eq!(dataset.labels, ["anger", "joy"]);
         dataset

@@ -1,28 +1,36 @@
 //! Rows to ids: special tokens, truncation, completions and blocks, on a tokenizer small enough to read.
 
 use proptest::prelude::*;
+use serde_json::{Value, json};
 use undertone_data::{
     Dataset, Encoded, Example, Input, LongRows, Message, Target, Tokenizer, TokenizerError,
 };
 
-/// Words `w0` to `w99` (ids 10 to 109) between special tokens, as BERT or as LaMA would have it.
+/// Words `w0` to `w99` (ids 10 to 109) between special tokens, as BERT or as LLaMA would have it; saved
+/// with a truncation and a padding that must not act.
 fn tokenizer(post_processor: &str, config: &str) -> Tokenizer {
-    let words: Vec<String> = (0..100).map(|word| format!("\"w{word}\":{}", word + 10)).collect();
-    let json = format!(
-        r#"{{"version":"1.0","truncation":{{"max_length":3,"strategy":"LongestFirst","stride":0,"direction":"Right"}},
-        "padding":{{"strategy":{{"Fixed":9}},"direction":"Right","pad_to_multiple_of":null,"pad_id":0,"pad_type_id":0,"pad_token":"<unk>"}},
-        "added_tokens":[{}],"normalizer":null,"pre_tokenizer":{{"type":"Whitespace"}},"post_processor":{post_processor},"decoder":null,
-        "model":{{"type":"WordLevel","unk_token":"<unk>","vocab":{{"<unk>":0,"<s>":1,"</s>":2,{}}}}}}}"#,
-        ["<unk>", "<s>", "</s>"]
-            .iter()
-            .enumerate()
-            .map(|(id, token)| format!(
-                r#"{{"id":{id},"content":"{token}","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true}}"#
-            ))
-            .collect::<Vec<_>>()
-            .join(","),
-        words.join(",")
-    );
+    let mut vocabulary: serde_json::Map<String, Value> =
+        (0..100).map(|word| (format!("w{word}"), json!(word + 10))).collect();
+    let mut added = Vec::new();
+    for (id, token) in ["<unk>", "<s>", "</s>"].iter().enumerate() {
+        vocabulary.insert((*token).to_owned(), json!(id));
+        added.push(json!({"id": id, "content": token, "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": true}));
+    }
+    let post_processor: Value = serde_json::from_str(post_processor).unwrap();
+    let json = json!({
+        "version": "1.0",
+        "truncation": {"max_length": 3, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
+        "padding": {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": null,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": "<unk>"},
+        "added_tokens": added,
+        "normalizer": null,
+        "pre_tokenizer": {"type": "Whitespace"},
+        "post_processor": post_processor,
+        "decoder": null,
+        "model": {"type": "WordLevel", "unk_token": "<unk>", "vocab": vocabulary},
+    });
+    let json = json.to_string();
     Tokenizer::from_bytes(json.as_bytes(), Some(config.as_bytes()))
         .unwrap_or_else(|error| panic!("{error}"))
 }
@@ -114,8 +122,13 @@ fn conversations_follow_the_template_of_the_model() {
     let talk = vec![message("user", " w0 w1 "), message("assistant", "w2")];
     let plain = llama().encode(&row(Input::Messages(talk.clone()), None), 99).unwrap_err();
     assert!(matches!(plain, TokenizerError::NoChatTemplate), "{plain}");
-    let template = "{{ bos_token }}{% for m in messages %}\n    {% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ {'user': 'w7', 'assistant': 'w8'}[m.role] }} {{ m['content'].strip() }} {{ eos_token }}{% endfor %}{% if add_generation_prompt %}w8 {% endif %}";
-    let mut config: serde_json::Value = serde_json::from_str(LLAMA).unwrap();
+    let template = concat!(
+        "{{ bos_token }}{% for m in messages %}\n",
+        "    {% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}",
+        "{{ {'user': 'w7', 'assistant': 'w8'}[m.role] }} {{ m['content'].strip() }} {{ eos_token }}",
+        "{% endfor %}{% if add_generation_prompt %}w8 {% endif %}",
+    );
+    let mut config: Value = serde_json::from_str(LLAMA).unwrap();
     config["chat_template"] = template.into();
     let chat = tokenizer("null", &config.to_string());
     let encoded = chat.encode(&row(Input::Messages(talk), None), 99).unwrap();
@@ -154,7 +167,8 @@ proptest! {
             sequences.iter().flat_map(|ids| ids.windows(2).map(|pair| (pair[0], pair[1]))).collect()
         };
         let tokenizer = llama();
-        let whole: Vec<Vec<u32>> = lengths.iter().map(|count| [vec![1], ids(0, *count as u32), vec![2]].concat()).collect();
+        let whole = |count: &usize| [vec![1], ids(0, *count as u32), vec![2]].concat();
+        let whole: Vec<Vec<u32>> = lengths.iter().map(whole).collect();
         for (way, expected) in [(LongRows::Chunk, pairs(&whole)), (LongRows::Pack, pairs(&[whole.concat()]))] {
             let blocks = tokenizer.encode_rows(&dataset, &rows, size, way).unwrap();
             let blocks: Vec<Vec<u32>> = blocks.into_iter().map(|block| block.ids).collect();
@@ -167,7 +181,9 @@ proptest! {
 
     #[test]
     fn malformed_tokenizers_never_panic(cut in 0usize..2000, byte: u8) {
-        let mut json = br#"{"version":"1.0","added_tokens":[],"model":{"type":"WordLevel","unk_token":"u","vocab":{"u":0}}}"#.to_vec();
+        let model = json!({"type": "WordLevel", "unk_token": "u", "vocab": {"u": 0}});
+        let json = json!({"version": "1.0", "added_tokens": [], "model": model});
+        let mut json = json.to_string().into_bytes();
         let place = cut % json.len();
         json[place] = byte;
         let _ = Tokenizer::from_bytes(&json, None);
