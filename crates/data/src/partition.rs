@@ -15,14 +15,17 @@ use crate::skew;
 pub enum PartitionConfig {
     /// Equal sizes (one row more or less), drawn uniformly.
     Iid {},
-    /// Label skew: the rows of each label are divided by a draw from Dirichlet(alpha), and a device
-    /// that already holds its even share gets no more (Yurochkin et al. 2019; Li et al. 2022). Small
-    /// alpha: each device knows few labels; large alpha: all devices are alike.
+    /// Label skew: the rows of each label are divided by a draw from Dirichlet(alpha) (Yurochkin et al.
+    /// 2019). Small alpha: each device knows few labels; large alpha: all devices are alike.
     Dirichlet {
         alpha: f64,
         /// Fewest rows of any device; 0 permits devices without rows.
         #[serde(default = "one")]
         min_rows: usize,
+        /// A device that already holds its even share gets no more, as in Li et al. 2022: sizes are less
+        /// unequal, labels more so.
+        #[serde(default)]
+        self_balancing: bool,
     },
     /// Quantity skew: sizes are a draw from Dirichlet(alpha), rows are drawn uniformly.
     Quantity {
@@ -134,10 +137,12 @@ pub fn partition(
     let rows = dataset.len();
     let mut shards = match config {
         PartitionConfig::Iid {} => skew::by_size(rows, &vec![1.0; devices], seed),
-        PartitionConfig::Dirichlet { alpha, min_rows } => {
+        PartitionConfig::Dirichlet { alpha, min_rows, self_balancing } => {
             let labels = by_label(dataset)?;
+            let even = rows as f64 / devices as f64;
+            let capacity = if *self_balancing { even } else { f64::INFINITY };
             redraw(rows, devices, *alpha, *min_rows, seed, |seed| {
-                skew::dirichlet(&labels, devices, *alpha, seed)
+                skew::dirichlet(&labels, devices, *alpha, capacity, seed)
             })?
         }
         PartitionConfig::Quantity { alpha, min_rows } => {

@@ -26,10 +26,15 @@ pub(crate) fn simplex(parts: usize, alpha: f64, stream: &mut Stream) -> Vec<f64>
     draws
 }
 
-/// Divide the rows of each label by its own Dirichlet draw, among devices below their even share.
-pub(crate) fn dirichlet(labels: &[Vec<u32>], devices: usize, alpha: f64, seed: Seed) -> Vec<Vec<u32>> {
-    let rows: usize = labels.iter().map(Vec::len).sum();
-    let even = rows as f64 / devices as f64;
+/// Divide the rows of each label by its own Dirichlet draw, among devices that hold fewer than
+/// `capacity` rows.
+pub(crate) fn dirichlet(
+    labels: &[Vec<u32>],
+    devices: usize,
+    alpha: f64,
+    capacity: f64,
+    seed: Seed,
+) -> Vec<Vec<u32>> {
     let mut shards = vec![Vec::new(); devices];
     for (label, rows) in (0..).zip(labels) {
         let mut stream = seed.child("label", label).stream();
@@ -37,14 +42,14 @@ pub(crate) fn dirichlet(labels: &[Vec<u32>], devices: usize, alpha: f64, seed: S
         stream.shuffle(&mut order);
         let mut proportions = simplex(devices, alpha, &mut stream);
         for (proportion, shard) in proportions.iter_mut().zip(&shards) {
-            if shard.len() as f64 >= even {
+            if shard.len() as f64 >= capacity {
                 *proportion = 0.0;
             }
         }
         if proportions.iter().all(|proportion| *proportion == 0.0) {
             // All that was drawn belongs to devices that are full: the others share alike.
             for (proportion, shard) in proportions.iter_mut().zip(&shards) {
-                *proportion = f64::from(u8::from((shard.len() as f64) < even));
+                *proportion = f64::from(u8::from((shard.len() as f64) < capacity));
             }
         }
         deal(&order, &proportions, &mut shards);

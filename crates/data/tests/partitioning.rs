@@ -27,9 +27,9 @@ fn rows(count: usize, labels: usize, clients: usize) -> Dataset {
 fn kinds() -> Vec<PartitionConfig> {
     vec![
         PartitionConfig::Iid {},
-        PartitionConfig::Dirichlet { alpha: 0.3, min_rows: 0 },
-        PartitionConfig::Dirichlet { alpha: 1e-3, min_rows: 0 },
-        PartitionConfig::Dirichlet { alpha: 1.0, min_rows: 2 },
+        PartitionConfig::Dirichlet { alpha: 0.3, min_rows: 0, self_balancing: false },
+        PartitionConfig::Dirichlet { alpha: 1e-3, min_rows: 0, self_balancing: true },
+        PartitionConfig::Dirichlet { alpha: 1.0, min_rows: 2, self_balancing: false },
         PartitionConfig::Quantity { alpha: 0.5, min_rows: 0 },
         PartitionConfig::Quantity { alpha: 1e-6, min_rows: 0 },
         PartitionConfig::Size { law: SizeLaw::Linear },
@@ -111,7 +111,7 @@ fn skew_falls_as_alpha_grows_and_sizes_follow_their_law() {
             .sum();
         mean / 10.0
     };
-    let dirichlet = |alpha| skew(&PartitionConfig::Dirichlet { alpha, min_rows: 0 });
+    let dirichlet = |alpha| skew(&PartitionConfig::Dirichlet { alpha, min_rows: 0, self_balancing: false });
     let skews = [0.05, 0.5, 5.0, 1000.0].map(dirichlet);
     assert!(skews.windows(2).all(|pair| pair[0] > pair[1] + 0.02), "{skews:?}");
     assert!(skews[0] > 0.6 && skews[3] < 0.05, "{skews:?}");
@@ -179,7 +179,7 @@ fn what_cannot_be_dealt_is_said() {
     let unlabelled = |example: Example| Example { label: None, client: None, ..example };
     let examples = dataset.examples.clone().into_iter().map(unlabelled).collect();
     let bare = Dataset { examples, labels: Vec::new(), path: "bare.jsonl".into() };
-    let dirichlet = PartitionConfig::Dirichlet { alpha: 1.0, min_rows: 1 };
+    let dirichlet = PartitionConfig::Dirichlet { alpha: 1.0, min_rows: 1, self_balancing: false };
     assert!(matches!(partition(&bare, &dirichlet, 2, Seed(1)), Err(E::NoLabels { .. })));
     let natural = partition(&bare, &PartitionConfig::Natural { column: None }, 2, Seed(1)).unwrap_err();
     assert!(natural.to_string().starts_with("bare.jsonl:1: no client"), "{natural}");
@@ -195,7 +195,7 @@ fn what_cannot_be_dealt_is_said() {
 #[test]
 fn tables_and_plots_hold_every_device() {
     let dataset = rows(6000, 6, 10);
-    let dirichlet = PartitionConfig::Dirichlet { alpha: 0.5, min_rows: 0 };
+    let dirichlet = PartitionConfig::Dirichlet { alpha: 0.5, min_rows: 0, self_balancing: false };
     let few = Holdings::count(&dataset, &partition(&dataset, &dirichlet, 16, Seed(1)).unwrap());
     assert_eq!(few.rows().iter().sum::<u32>(), 6000);
     assert_eq!(few.table().lines().count(), 16 + 3);

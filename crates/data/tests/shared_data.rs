@@ -52,7 +52,7 @@ fn every_set_reads_completely() {
 fn emotion_divides_over_sixteen_devices() {
     let Some(shared) = shared() else { return };
     let dataset = set(&shared, "emotion/train.jsonl.zst", &Columns::default());
-    let dirichlet = PartitionConfig::Dirichlet { alpha: 0.5, min_rows: 10 };
+    let dirichlet = PartitionConfig::Dirichlet { alpha: 0.5, min_rows: 10, self_balancing: false };
     let shards = partition(&dataset, &dirichlet, 16, Seed(7)).unwrap();
     let holdings = Holdings::count(&dataset, &shards);
     assert_eq!(holdings.totals().iter().sum::<u32>(), 16_000);
