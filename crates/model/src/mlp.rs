@@ -6,6 +6,7 @@ use ops::act::{self, Activation};
 use ops::{Mat, Result};
 
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one a block, all of the same variant")]
 pub(crate) enum Mlp {
     Plain(Plain),
     Gated(Gated),
@@ -29,7 +30,7 @@ pub(crate) struct Gated {
 
 /// What the backward reads, besides the input.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "there is one a block, all of the same variant")]
+#[allow(clippy::large_enum_variant, reason = "there is one a block, all of the same variant")]
 pub(crate) enum Saved {
     Plain(SavedPlain),
     Gated(SavedGated),
