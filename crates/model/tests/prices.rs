@@ -47,7 +47,7 @@ fn check(model: &Model, theta: &[f32], lengths: &[usize]) {
     for activations in [Activations::Keep, Activations::Recompute] {
         let price = price::training(spec, task, layout, &tokens.starts, activations);
         let meter = Meter::new(price.bytes);
-        let ws = Workspace::new(&meter, 2);
+        let ws = Workspace::new(&meter, 3);
         let mut grad = vec![0.0; theta.len()];
         let done = loss_and_gradient(&ws, model, theta, &tokens, &targets, activations, &mut grad);
         done.unwrap_or_else(|error| panic!("{name} {activations:?}: {error}"));

@@ -137,6 +137,12 @@ pub fn backward(
 /// Queries whose scores exist at once: scratch grows with the length of a sequence, not its square.
 const QUERIES: usize = 64;
 
+/// Floats that forward and backward take at most for each thread, where the longest sequence has
+/// this length.
+pub fn scratch(heads: Heads, longest: usize) -> usize {
+    Forward::scratch(heads, longest, longest).max(Backward::scratch(heads, longest))
+}
+
 /// Shares out `task(sequence, key and value head, scratch)`; `size` is the scratch's.
 fn by_heads(
     ws: &Workspace,
@@ -146,7 +152,7 @@ fn by_heads(
     task: impl Fn(usize, usize, &mut [f32]) + Sync,
 ) -> Result<()> {
     let tasks = sequences * heads.kv_heads;
-    let mut scratch = ws.buffer(size * ws.threads().min(tasks))?;
+    let mut scratch = ws.buffers(ws.threads().min(tasks), size)?;
     let scratch = Parts::new(&mut scratch);
     share_out(ws.threads(), tasks, |worker, index| {
         // SAFETY: each worker has its own part.

@@ -51,6 +51,8 @@ pub(crate) enum Write<'a> {
 /// Terms of a partial sum: a slice of a panel (48 x 384 floats, 72 KiB) streams from the second cache
 /// while C is seldom touched. A multiple of [`PANEL`], as [`pack_transposed`] wants.
 const DEPTH: usize = 384;
+/// Floats that a product takes at most for each thread: one slice of a panel.
+pub const SCRATCH: usize = PANEL * DEPTH;
 /// A multiple of the rows of every instruction set's tile.
 const TILES: usize = 24;
 /// Rows that share a packed slice before the next one is packed.
@@ -85,7 +87,7 @@ impl<'a> Product<'a> {
         let (down, across) = (self.m.div_ceil(rows), self.n.div_ceil(panels * PANEL));
         let size = self.scratch();
         let workers = ws.threads().min(down * across);
-        let mut scratch = ws.buffer(workers * size)?;
+        let mut scratch = ws.buffers(workers, size)?;
         let (scratch, c) = (Parts::new(&mut scratch), Parts::new(c));
         share_out(ws.threads(), down * across, |worker, index| {
             // SAFETY: each worker has its own part.

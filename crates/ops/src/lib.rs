@@ -38,6 +38,7 @@ pub mod slice;
 mod workspace;
 
 pub use error::{Error, Result};
+pub use gemm::SCRATCH as PRODUCT_SCRATCH;
 pub use linear::Linear;
 pub use mat::Mat;
 pub use simd::Level;

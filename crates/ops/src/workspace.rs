@@ -83,8 +83,14 @@ impl Workspace {
 
     /// `len` floats of unspecified numbers.
     pub(crate) fn buffer(&self, len: usize) -> Result<Buffer> {
+        self.buffers(1, len)
+    }
+
+    /// Scratch of `len` floats for each of some workers, one after another. The job is charged for
+    /// one worker: how many there are is the machine's choice, on which no price may depend.
+    pub(crate) fn buffers(&self, workers: usize, len: usize) -> Result<Buffer> {
         let charge = self.meter.charge(4 * len as u64)?;
-        let floats = Aligned::within(self.pool.lock().take(len), len);
+        let floats = Aligned::within(self.pool.lock().take(workers * len), workers * len);
         Ok(Buffer { floats, pool: self.pool.clone(), _charge: charge })
     }
 

@@ -4,10 +4,11 @@
 //! forward and backward will, in their order, so the peak is known beforehand. Tests hold it against
 //! the meter of real runs.
 //!
-//! [`Cost::bytes`] is the peak of the job's workspace: activations, what the backward reads, and
-//! kernel scratch. The gradient vector, `theta` and the optimiser's state belong to whoever calls,
-//! and are parts of the [`Footprint`]. [`Cost::flops`] counts matrix products and attention, a
-//! multiply-add as two; element-wise work is left out.
+//! [`Cost::bytes`] is the peak of the job's workspace: activations, what the backward reads, and the
+//! scratch of one thread (how many there are is the machine's choice, on which no price depends). The
+//! gradient, `theta` and the optimiser's state belong to whoever calls, and are parts of the
+//! [`Footprint`]. [`Cost::flops`] counts matrix products and attention, a multiply-add as two;
+//! element-wise work is left out.
 
 mod sites;
 mod walk;
@@ -19,10 +20,6 @@ use crate::tokens::Activations;
 use base::Cost;
 use serde::Serialize;
 use walk::Walk;
-
-/// The most threads whose kernel scratch a price declares. A price cannot depend on the machine that
-/// happens to run the job; a workspace of more threads may be refused at its very peak.
-pub const THREADS: usize = 2;
 
 /// One `loss_and_gradient` on a batch of these sequences.
 pub fn training(

@@ -3,7 +3,6 @@
 
 mod ends;
 
-use super::THREADS;
 use super::sites::{Block, Linear};
 use crate::families::NormOrder;
 use crate::layout::Layout;
@@ -11,6 +10,7 @@ use crate::pass::Save;
 use crate::spec::{Place, Spec, Task};
 use crate::tokens::Activations;
 use base::Cost;
+use ops::attention::{self, Heads};
 
 pub(super) struct Walk<'a> {
     spec: &'a Spec,
@@ -166,14 +166,11 @@ impl<'a> Walk<'a> {
         self.rows * self.spec.ffn as u64
     }
 
-    /// Floats the kernels of [`THREADS`] threads take beside the matrices: attention packs keys,
-    /// values and queries of a head, and scores 64 queries at a time.
+    /// Floats a kernel takes beside the matrices.
     fn kernel_scratch(&self) -> u64 {
-        let (dim, length) = (self.spec.head_dim as u64, self.longest.next_multiple_of(16));
-        let attention = 3 * dim.next_multiple_of(16) * length + 2 * 64 * length + 64 * dim;
-        let product = 48 * 192;
-        let tasks = (self.sequences * self.spec.kv_heads as u64).clamp(1, THREADS as u64);
-        (attention * tasks).max(product * THREADS as u64)
+        let Spec { heads, kv_heads, head_dim, .. } = *self.spec;
+        let attention = attention::scratch(Heads { heads, kv_heads, head_dim }, self.longest as usize);
+        attention.max(ops::PRODUCT_SCRATCH) as u64
     }
 
     /// Takes the output, and what the sites save; returns the latter.
