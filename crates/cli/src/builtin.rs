@@ -6,10 +6,10 @@ use data::{Dataset, Tokenizer, utterances};
 use model::Source;
 use std::borrow::Cow;
 
-const CONFIG: &str = "";
-const WEIGHTS: &[u8] = b"";
-const TOKENIZER: &[u8] = b"";
-const TOKENIZER_CONFIG: &[u8] = b"";
+const CONFIG: &str = include_str!("../../../assets/builtin/config.json");
+const WEIGHTS: &[u8] = include_bytes!("../../../assets/builtin/model.safetensors");
+const TOKENIZER: &[u8] = include_bytes!("../../../assets/builtin/tokenizer.json");
+const TOKENIZER_CONFIG: &[u8] = include_bytes!("../../../assets/builtin/tokenizer_config.json");
 
 pub fn model() -> Source {
     Source::Memory { config: Cow::Borrowed(CONFIG), weights: Cow::Borrowed(WEIGHTS) }
