@@ -63,7 +63,7 @@ impl Conducted {
         if self.summary.status == Status::Interrupted {
             return format!("\ngo on with it: undertone resume {dir}\n");
         }
-        let peak = units::bytes(PROCESS.peak());
+        let peak = units::bytes(self.summary.process_peak_bytes.unwrap_or(0));
         let mut text = format!("\nthis process held at most {peak}\nreport: {dir}/{}\n", run_dir::REPORT);
         match &self.summary.eval {
             Some(eval) if eval.perplexity.is_some() => {
@@ -210,7 +210,8 @@ impl Log {
             trace_hash: ended.trace_hash.clone(),
             weights_hash: (!trained.is_empty()).then(|| weights_hash(trained)),
         };
-        Summary::of(&self.info, &self.fold, &ending)
+        let summary = Summary::of(&self.info, &self.fold, &ending);
+        Summary { process_peak_bytes: Some(PROCESS.peak()), ..summary }
     }
 }
 

@@ -41,6 +41,9 @@ pub struct Summary {
     pub bytes: Bytes,
     pub device_peak_bytes: Peaks,
     pub server_peak_bytes: u64,
+    /// The most memory the process that ran it all held, where that was counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process_peak_bytes: Option<u64>,
     pub messages: u64,
     /// How many the network lost; known in simulation only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -121,6 +124,7 @@ impl Summary {
             bytes: Bytes { up: fold.bytes_up, down: fold.bytes_down },
             device_peak_bytes: Peaks::of(info, &classes),
             server_peak_bytes: fold.server.job_peak_bytes,
+            process_peak_bytes: None,
             messages: fold.messages,
             messages_lost: Some(fold.unarrived).filter(|_| info.clock == Clock::Virtual),
             classes,

@@ -131,3 +131,22 @@ fn runs_are_numbered_and_progress_is_json_where_asked() {
         assert!(scratch.path().join("runs").join(expected).is_dir());
     }
 }
+
+/// The demo as it is, but for its length.
+#[test]
+fn the_demo_runs_every_method_on_what_the_program_carries() {
+    let scratch = Scratch::new();
+    let short = ["--set", "run.num-server-rounds=1", "--set", "train.max_steps=1"];
+    let output = scratch.undertone(&[&["demo"], &short[..]].concat()).output().unwrap();
+    let (text, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{said}");
+    let demo = scratch.path().join("runs/demo-1");
+    let page = fs::read_to_string(demo.join("report.html")).unwrap();
+    for run in ["frozen", "centralized", "fedavg-lora"] {
+        assert_eq!(summary(&demo.join(run))["status"], "completed", "{run}");
+        assert!(page.contains(run), "the report lacks {run}");
+    }
+    assert!(page.contains("generated"), "the report must say that the data is generated");
+    assert!(text.contains("undertone predict runs/demo-1/fedavg-lora"), "{text}");
+    scratch.undertone(&["predict", "runs/demo-1/fedavg-lora", "wake me at seven"]).assert().success();
+}
