@@ -138,31 +138,39 @@ impl<S: Side> Coordinator<S> {
         }
         match frame {
             Frame::Hello { life, method, member } => self.hello(from, life, &method, member, turn),
-            Frame::Data { life, floor, seq, ack, letter } => {
+            Frame::Data { life, floor, seq, chain, ack, letter } => {
                 let Some(link) = self.state.roster.link(from, life) else {
                     return self.stranger(from, turn);
                 };
                 let letters =
-                    link.acknowledge(turn.now, ack).and_then(|()| link.receive(floor, seq, letter));
+                    link.acknowledge(turn.now, ack).and_then(|()| link.receive(floor, seq, chain, letter));
                 match letters {
                     Ok(letters) => {
                         letters.into_iter().for_each(|letter| self.letter(from, letter, turn));
                     }
-                    Err(Breach(reason)) => turn.malformed(from, reason),
+                    Err(breach) => self.breach(from, life, breach, turn),
                 }
             }
             Frame::Ack { life, ack } => {
                 let Some(link) = self.state.roster.link(from, life) else {
                     return self.stranger(from, turn);
                 };
-                if let Err(Breach(reason)) = link.acknowledge(turn.now, ack) {
-                    turn.malformed(from, reason);
+                if let Err(breach) = link.acknowledge(turn.now, ack) {
+                    self.breach(from, life, breach, turn);
                 }
             }
             Frame::Welcome { .. } | Frame::Unwelcome { .. } | Frame::Bye { .. } => {
                 turn.malformed(from, "a device speaks as a server");
             }
         }
+    }
+
+    /// The device's end of the link does not fit ours: its storage was put back, or it is hostile. It is to
+    /// begin a new life.
+    fn breach(&mut self, from: Node, life: u64, Breach(reason): Breach, turn: &mut Turn<'_, S>) {
+        turn.malformed(from, reason);
+        self.lose(from, reason, turn);
+        turn.fx.sends.push((from, Frame::Welcome { life: life.saturating_add(1) }.seal()));
     }
 
     /// A letter of an unknown node is recorded; one from a member's former life is only late.

@@ -28,8 +28,8 @@ pub(crate) enum Frame {
     /// Server: you cannot take part, and why.
     Unwelcome { reason: String },
     /// Letter number `seq`. Letters before `floor` were received or are given up; `ack` is the first
-    /// number the sender has not received.
-    Data { life: u64, floor: u64, seq: u64, ack: u64, letter: Letter },
+    /// number the sender has not received; `chain` stands for all letters posted before this one.
+    Data { life: u64, floor: u64, seq: u64, chain: u64, ack: u64, letter: Letter },
     /// Everything before `ack` was received.
     Ack { life: u64, ack: u64 },
     /// Server: the run is over.
@@ -91,6 +91,26 @@ impl Letter {
 
     pub fn sorry(round: u32, excuse: Excuse) -> Letter {
         Letter { round, content: Content::Sorry(excuse) }
+    }
+
+    /// The chain after this letter: a hash over it and the chain of all before. Blobs count by length.
+    pub fn chain(&self, before: u64) -> u64 {
+        let mut hash = blake3::Hasher::new();
+        hash.update(&before.to_le_bytes()).update(&self.round.to_le_bytes());
+        match &self.content {
+            Content::Said { body, blobs } => {
+                hash.update(body);
+                blobs.iter().for_each(|blob| {
+                    hash.update(&(blob.len() as u64).to_le_bytes());
+                });
+            }
+            Content::Sorry(excuse) => {
+                hash.update(excuse.to_string().as_bytes());
+            }
+        }
+        let mut first = [0; 8];
+        first.copy_from_slice(&hash.finalize().as_bytes()[..8]);
+        u64::from_le_bytes(first)
     }
 
     /// Bytes this letter takes on the wire, to within framing.
@@ -173,11 +193,12 @@ mod tests {
             Frame::Hello { life: 5, method: "dummy".into(), member },
             Frame::Welcome { life: 5 },
             Frame::Unwelcome { reason: "no".into() },
-            Frame::Data { life: 5, floor: 1, seq: 2, ack: 3, letter: said },
+            Frame::Data { life: 5, floor: 1, seq: 2, chain: u64::MAX, ack: 3, letter: said },
             Frame::Data {
                 life: 5,
                 floor: 0,
                 seq: 0,
+                chain: 0,
                 ack: 0,
                 letter: Letter::sorry(1, Excuse::Memory { need: 9, budget: 8 }),
             },

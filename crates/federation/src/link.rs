@@ -16,7 +16,8 @@
 //! out in the same turn. **A floor** travels with each letter: what the sender has given up (a round that
 //! ended without the peer), so that the receiver does not wait for it. **A life** is the number of the
 //! storage a device writes to: one that lost its storage begins a fresh link with a larger number, and
-//! packets of the former life are ignored.
+//! packets of the former life are ignored. **A chain** of hashes over all letters posted finds the storage
+//! that was put back to an earlier state, and would use numbers a second time for other letters.
 
 use crate::Effects;
 use crate::frame::{Frame, Letter};
@@ -45,12 +46,17 @@ pub(crate) struct Link {
     rate: f64,
     slack: f64,
     next_seq: u64,
+    /// The chain of all letters posted.
+    chain_out: u64,
     outbox: VecDeque<Posted>,
     /// How many letters at the outbox's front are on their way, and their bytes.
     flying: usize,
     flying_bytes: u64,
     next_in: u64,
-    early: BTreeMap<u64, Letter>,
+    /// The chain of all letters received; unknown after a gap of letters that were given up.
+    chain_in: Option<u64>,
+    /// Letters that arrived before their turn, with their chains.
+    early: BTreeMap<u64, (u64, Letter)>,
     early_bytes: u64,
     owes_ack: bool,
 }
@@ -58,6 +64,7 @@ pub(crate) struct Link {
 #[derive(Debug, Serialize, Deserialize)]
 struct Posted {
     seq: u64,
+    chain: u64,
     letter: Letter,
     sent: Time,
     /// Expected seconds until its acknowledgement, slack aside.
@@ -77,10 +84,12 @@ impl Link {
             rate: rate.max(1.0),
             slack: 1.0,
             next_seq: 0,
+            chain_out: 0,
             outbox: VecDeque::new(),
             flying: 0,
             flying_bytes: 0,
             next_in: 0,
+            chain_in: Some(0),
             early: BTreeMap::new(),
             early_bytes: 0,
             owes_ack: false,
@@ -89,10 +98,12 @@ impl Link {
 
     /// Queue a letter; it leaves with the next [`flush`](Link::flush).
     pub fn post(&mut self, letter: Letter) {
-        let seq = self.next_seq;
+        let (seq, chain) = (self.next_seq, self.chain_out);
         self.next_seq += 1;
+        self.chain_out = letter.chain(chain);
         self.outbox.push_back(Posted {
             seq,
+            chain,
             letter,
             sent: Time::ZERO,
             expected_s: 0.0,
@@ -134,9 +145,10 @@ impl Link {
     fn send(&mut self, index: usize, to: Node, fx: &mut Effects) {
         self.owes_ack = false;
         let floor = self.outbox[0].seq;
-        let Posted { seq, letter, .. } = &self.outbox[index];
-        let (seq, letter) = (*seq, letter.clone());
-        fx.sends.push((to, Frame::Data { life: self.life, floor, seq, ack: self.next_in, letter }.seal()));
+        let Posted { seq, chain, letter, .. } = &self.outbox[index];
+        let (seq, chain, letter) = (*seq, *chain, letter.clone());
+        let data = Frame::Data { life: self.life, floor, seq, chain, ack: self.next_in, letter };
+        fx.sends.push((to, data.seal()));
     }
 
     /// When the oldest letter is to be repeated.
@@ -175,35 +187,43 @@ impl Link {
     }
 
     /// Take letter `seq`; what can be handed over now, in order.
-    pub fn receive(&mut self, floor: u64, seq: u64, letter: Letter) -> Result<Vec<Letter>, Breach> {
+    pub fn receive(
+        &mut self,
+        floor: u64,
+        seq: u64,
+        chain: u64,
+        letter: Letter,
+    ) -> Result<Vec<Letter>, Breach> {
         if floor > seq || seq > SEQ_LIMIT {
             return Err(Breach("its letters are numbered out of range"));
         }
         self.owes_ack = true;
         if floor > self.next_in {
-            self.next_in = floor;
+            (self.next_in, self.chain_in) = (floor, None);
             self.early = self.early.split_off(&floor);
+            self.count_early();
         }
-        let size = letter.wire_len();
-        if seq > self.next_in {
-            let fits = seq - self.next_in < WINDOW as u64 && self.early_bytes + size <= EARLY_BYTES;
-            if fits {
-                self.early.insert(seq, letter);
-            }
-            self.early_bytes = self.early.values().map(Letter::wire_len).sum();
-            return Ok(Vec::new());
+        let ahead = seq.checked_sub(self.next_in);
+        let fits = ahead.is_some_and(|ahead| ahead < WINDOW as u64);
+        let small = ahead == Some(0) || self.early_bytes + letter.wire_len() <= EARLY_BYTES;
+        if fits && small {
+            self.early.insert(seq, (chain, letter));
         }
         let mut ready = Vec::new();
-        if seq == self.next_in {
+        while let Some((chain, letter)) = self.early.remove(&self.next_in) {
+            if self.chain_in.is_some_and(|known| known != chain) {
+                return Err(Breach("it numbers other letters as it did before"));
+            }
+            self.chain_in = Some(letter.chain(chain));
+            self.next_in += 1;
             ready.push(letter);
-            self.next_in += 1;
         }
-        while let Some(next) = self.early.remove(&self.next_in) {
-            ready.push(next);
-            self.next_in += 1;
-        }
-        self.early_bytes = self.early.values().map(Letter::wire_len).sum();
+        self.count_early();
         Ok(ready)
+    }
+
+    fn count_early(&mut self) {
+        self.early_bytes = self.early.values().map(|(_, letter)| letter.wire_len()).sum();
     }
 }
 
@@ -259,12 +279,12 @@ mod tests {
         let (mut link, mut fx) = (Link::new(0, 1e6), Effects::default());
         link.flush(Time::ZERO, SERVER, &mut fx);
         assert!(fx.sends.is_empty());
-        assert_eq!(link.receive(0, 0, letter(1, 1)).unwrap().len(), 1);
+        assert_eq!(link.receive(0, 0, 0, letter(1, 1)).unwrap().len(), 1);
         link.post(letter(1, 1));
         link.flush(Time::ZERO, SERVER, &mut fx);
         assert_eq!(fx.sends.len(), 1);
         assert!(matches!(Frame::open(&fx.sends[0].1), Ok(Frame::Data { ack: 1, .. })));
-        assert!(link.receive(0, 0, letter(1, 1)).unwrap().is_empty(), "a double is acknowledged again");
+        assert!(link.receive(0, 0, 0, letter(1, 1)).unwrap().is_empty(), "a double is acknowledged again");
         link.flush(Time::ZERO, SERVER, &mut fx);
         assert!(matches!(Frame::open(&fx.sends[1].1), Ok(Frame::Ack { ack: 1, .. })));
     }
@@ -278,25 +298,43 @@ mod tests {
         sender.abandon();
         sender.post(letter(2, 1));
         sender.flush(Time::ZERO, SERVER, &mut fx);
-        let Ok(Frame::Data { floor, seq, letter, .. }) = Frame::open(&fx.sends[2].1) else { panic!() };
+        let Ok(Frame::Data { floor, seq, chain, letter, .. }) = Frame::open(&fx.sends[2].1) else {
+            panic!()
+        };
         assert_eq!((floor, seq), (2, 2));
-        assert!(receiver.receive(0, 1, letter.clone()).unwrap().is_empty());
-        assert_eq!(receiver.receive(floor, seq, letter.clone()).unwrap(), [letter]);
+        assert!(receiver.receive(0, 1, 9, letter.clone()).unwrap().is_empty());
+        assert_eq!(receiver.receive(floor, seq, chain, letter.clone()).unwrap(), [letter]);
         assert!(receiver.early.is_empty());
     }
 
     #[test]
     fn early_letters_are_kept_within_bounds_and_handed_over_in_order() {
         let mut link = Link::new(0, 1e6);
-        for seq in (1..10_000).rev() {
-            assert!(link.receive(0, seq, letter(1, 1 << 20)).unwrap().is_empty());
+        let mut chains = vec![0, letter(1, 1).chain(0)];
+        for seq in 1..1000 {
+            chains.push(letter(1, 1 << 20).chain(chains[seq]));
+        }
+        for seq in (1..1000).rev() {
+            assert!(link.receive(0, seq, chains[seq as usize], letter(1, 1 << 20)).unwrap().is_empty());
         }
         assert!(link.early.len() < WINDOW && link.early_bytes <= EARLY_BYTES);
         let kept = link.early.len();
-        assert_eq!(link.receive(0, 0, letter(1, 1)).unwrap().len(), 1 + kept);
+        assert_eq!(link.receive(0, 0, 0, letter(1, 1)).unwrap().len(), 1 + kept);
         assert!(link.early.is_empty() && link.early_bytes == 0);
         let big = letter(1, EARLY_BYTES as usize + 1);
-        assert!(link.receive(0, link.next_in + 1, big).unwrap().is_empty() && link.early.is_empty());
+        assert!(link.receive(0, link.next_in + 1, 0, big).unwrap().is_empty() && link.early.is_empty());
+    }
+
+    #[test]
+    fn a_storage_put_back_is_found_before_its_letters_are_believed() {
+        let mut receiver = Link::new(0, 1e6);
+        let chain = letter(1, 1).chain(0);
+        receiver.receive(0, 0, 0, letter(1, 1)).unwrap();
+        receiver.receive(0, 1, chain, letter(1, 2)).unwrap();
+        // The sender forgets its second letter, posts two others, and only the last is new by number.
+        let other = letter(2, 1).chain(chain);
+        assert!(receiver.receive(0, 1, chain, letter(2, 1)).unwrap().is_empty());
+        assert!(receiver.receive(0, 2, other, letter(2, 2)).is_err());
     }
 
     #[test]
@@ -305,7 +343,7 @@ mod tests {
         link.post(letter(1, 1));
         assert!(link.acknowledge(Time::ZERO, 1).is_err(), "never sent");
         assert!(link.acknowledge(Time::ZERO, u64::MAX).is_err());
-        assert!(link.receive(5, 4, letter(1, 1)).is_err());
-        assert!(link.receive(0, u64::MAX, letter(1, 1)).is_err());
+        assert!(link.receive(5, 4, 0, letter(1, 1)).is_err());
+        assert!(link.receive(0, u64::MAX, 0, letter(1, 1)).is_err());
     }
 }

@@ -123,9 +123,12 @@ impl<S: Side> Worker<S> {
         }
         match Frame::open(packet) {
             Ok(Frame::Welcome { life }) => self.welcome(now, life, fx),
-            Ok(Frame::Data { life, floor, seq, ack, letter }) if life == self.state.link.life => {
+            Ok(Frame::Data { life, floor, seq, chain, ack, letter }) if life == self.state.link.life => {
                 self.state.phase = Phase::Welcomed;
-                match self.data(now, floor, seq, ack, letter) {
+                let link = &mut self.state.link;
+                let letters =
+                    link.acknowledge(now, ack).and_then(|()| link.receive(floor, seq, chain, letter));
+                match letters {
                     Ok(letters) => letters.into_iter().for_each(|letter| self.letter(now, letter, fx)),
                     Err(breach) => self.begin_anew(now, breach, fx),
                 }
@@ -161,18 +164,6 @@ impl<S: Side> Worker<S> {
         self.state.phase = Phase::Over(status);
         self.state.jobs.clear();
         self.state.link.abandon();
-    }
-
-    fn data(
-        &mut self,
-        now: Time,
-        floor: u64,
-        seq: u64,
-        ack: u64,
-        letter: Letter,
-    ) -> Result<Vec<Letter>, Breach> {
-        self.state.link.acknowledge(now, ack)?;
-        self.state.link.receive(floor, seq, letter)
     }
 
     fn letter(&mut self, now: Time, letter: Letter, fx: &mut Effects) {

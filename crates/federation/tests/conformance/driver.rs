@@ -70,7 +70,19 @@ impl Scene {
     }
 
     pub fn run(&self) -> Outcome {
+        let _seed = SeedOnPanic(self.seed);
         Driver::new(self).run()
+    }
+}
+
+/// Says where a failure inside a machine came from.
+struct SeedOnPanic(u64);
+
+impl Drop for SeedOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("in the run of seed {}", self.0);
+        }
     }
 }
 
