@@ -15,19 +15,6 @@ pub struct Record {
     pub fact: Fact,
 }
 
-impl Record {
-    /// This record without what was measured on this machine: the memory that a job took depends on how
-    /// many threads it was given. Two runs are the same if their records are the same so.
-    #[must_use]
-    pub fn unmeasured(&self) -> Record {
-        let mut record = self.clone();
-        if let Fact::Ran { peak_bytes, .. } = &mut record.fact {
-            *peak_bytes = 0;
-        }
-        record
-    }
-}
-
 /// Everything that is ever recorded. Machines record the protocol, drivers what they carried out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]

@@ -33,8 +33,8 @@ pub struct Difference {
     pub right: String,
 }
 
-/// The first divergence of two traces, or how many records they share. Records are compared
-/// [unmeasured](Record::unmeasured). Errors of either side end the comparison.
+/// The first divergence of two traces, or how many records they share. Errors of either side end
+/// the comparison.
 pub fn diff_traces<E>(
     left: impl IntoIterator<Item = Result<Record, E>>,
     right: impl IntoIterator<Item = Result<Record, E>>,
@@ -45,7 +45,7 @@ pub fn diff_traces<E>(
         let pair = (left.next().transpose()?, right.next().transpose()?);
         match pair {
             (None, None) => return Ok(Ok(index)),
-            (Some(a), Some(b)) if a.unmeasured() == b.unmeasured() => {
+            (Some(a), Some(b)) if a == b => {
                 if let Fact::RoundOpened { round: opened, .. } = a.fact {
                     round = opened;
                 }
@@ -99,8 +99,7 @@ fn numbers(point: &Point) -> Figures {
     ]
 }
 
-/// What of a summary is worth comparing; the run's id and its real time always differ, and the
-/// server's memory depends on its threads.
+/// What of a summary is worth comparing; the run's id and its real time always differ.
 fn headline(run: &Summary) -> Figures {
     let info = &run.info;
     let hash = run.weights_hash.clone().unwrap_or("none".to_owned());
@@ -122,6 +121,7 @@ fn headline(run: &Summary) -> Figures {
         ("bytes.up", run.bytes.up.to_string()),
         ("bytes.down", run.bytes.down.to_string()),
         ("device_peak_bytes.max", run.device_peak_bytes.max.to_string()),
+        ("server_peak_bytes", run.server_peak_bytes.to_string()),
         ("weights_hash", hash),
         ("trace_hash", run.trace_hash.clone()),
     ];
@@ -130,7 +130,7 @@ fn headline(run: &Summary) -> Figures {
 
 fn fields(left: Option<&Record>, right: Option<&Record>) -> Vec<Difference> {
     let (Some(left), Some(right)) = (left, right) else { return Vec::new() };
-    let (left, right) = (flatten(&left.unmeasured()), flatten(&right.unmeasured()));
+    let (left, right) = (flatten(left), flatten(right));
     if left.get("event") != right.get("event") || left.get("node") != right.get("node") {
         return Vec::new();
     }
@@ -190,8 +190,8 @@ impl Divergence {
         let only = |allowed: &[&str]| names.iter().all(|name| allowed.contains(name));
         let meaning = if only(&["t", "begin", "arrives", "deadline", "until"]) {
             "the same thing happens at another time: speeds, links or weather differ, the numbers do not (yet)"
-        } else if only(&["priced_bytes"]) {
-            "the same job has another price in memory; its result may still agree"
+        } else if only(&["peak_bytes", "priced_bytes"]) {
+            "the same job takes another amount of memory; its result may still agree"
         } else if names.iter().any(|name| name.starts_with("summary.")) {
             "the same round ends with other numbers: weights, data or kernels differ"
         } else if names.contains(&"cohort") {

@@ -50,22 +50,25 @@ pub enum SimError {
     Threads { node: base::Node, source: std::io::Error },
 }
 
-/// The hash of a trace: BLAKE3 over the hash so far and the next [unmeasured](Record::unmeasured)
-/// record's JSON, from 32 zero bytes. A chain and not one long hash, so that a resumed run needs only
-/// 32 bytes of what came before.
+/// The hash of a trace: BLAKE3 over the hash so far and the next line's JSON, from 32 zero bytes. A
+/// chain and not one long hash, so that a resumed run needs only 32 bytes of what came before.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TraceHash([u8; 32]);
 
 impl TraceHash {
+    /// Take in the next line of a `trace.jsonl`, without its line end.
+    pub fn line(&mut self, json: &[u8]) {
+        let mut hash = blake3::Hasher::new();
+        hash.update(&self.0).update(json);
+        self.0 = *hash.finalize().as_bytes();
+    }
+
     /// Take in the next record.
     ///
     /// # Panics
     /// If a record has no JSON form, which none lacks.
     pub fn record(&mut self, record: &Record) {
-        let json = serde_json::to_vec(&record.unmeasured()).expect("records are plain data");
-        let mut hash = blake3::Hasher::new();
-        hash.update(&self.0).update(&json);
-        self.0 = *hash.finalize().as_bytes();
+        self.line(&serde_json::to_vec(record).expect("records are plain data"));
     }
 }
 
