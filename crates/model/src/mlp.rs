@@ -6,7 +6,6 @@ use ops::act::{self, Activation};
 use ops::{Mat, Result};
 
 #[derive(Debug)]
-#[allow(clippy::large_enum_variant, reason = "there is one a block, all of the same variant")]
 pub(crate) enum Mlp {
     Plain(Plain),
     Gated(Gated),
@@ -30,7 +29,6 @@ pub(crate) struct Gated {
 
 /// What the backward reads, besides the input.
 #[derive(Debug)]
-#[allow(clippy::large_enum_variant, reason = "there is one a block, all of the same variant")]
 pub(crate) enum Saved {
     Plain(SavedPlain),
     Gated(SavedGated),
