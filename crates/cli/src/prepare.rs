@@ -76,10 +76,14 @@ pub fn prepare(
         weather: scenario.weather.clone(),
         faults: scenario.faults.clone(),
         availability: fleet.availability,
+        checkpoint_rounds: u32::from(assembly.federation.devices.len() <= CHECKPOINTED),
         ..SimConfig::new(seed, threads)
     };
     Ok(Prepared { scenario, members, assembly, sim, material, replay })
 }
+
+/// Fleets up to this size are checkpointed after every round, so that a kill costs a round at most.
+const CHECKPOINTED: usize = 1000;
 
 /// Read the rows, load the model, and deal the rows to the devices.
 fn material(

@@ -71,9 +71,19 @@ impl RunDir {
         Err(Failure::new(Exit::Files, format!("{} is full of runs named {name}", parent.display())))
     }
 
-    /// An earlier run, to be gone on with where it is.
-    pub fn reopen(dir: &Path) -> RunDir {
-        RunDir { partial: None, done: dir.to_owned() }
+    /// An earlier run, to be gone on with. One whose process was killed still stands under `.partial`;
+    /// it takes its name now, since it has a checkpoint to be kept.
+    pub fn reopen(dir: &Path) -> Result<RunDir, Failure> {
+        let name = dir.file_name().unwrap_or_default().to_string_lossy();
+        let done = match name.strip_suffix(".partial") {
+            Some(name) if !dir.with_file_name(name).exists() => {
+                let done = dir.with_file_name(name);
+                fs::rename(dir, &done).map_err(cannot_write(&done))?;
+                done
+            }
+            _ => dir.to_owned(),
+        };
+        Ok(RunDir { partial: None, done })
     }
 
     /// The name of its directory.

@@ -34,19 +34,29 @@ impl Resume {
         let packet = Packet::from_bytes(bytes.into()).map_err(context(Exit::Files, path.display()))?;
         let checkpoint = Checkpoint::from_packet(&packet).map_err(context(Exit::Files, path.display()))?;
         let (scenario, _) = Scenario::read(&dir.join(run_dir::SCENARIO), &[])?;
-        let summary =
-            Summary::read(&dir.join(run_dir::SUMMARY)).map_err(|error| Failure::new(Exit::Files, error))?;
-        let driver = match summary.info.clock {
-            Clock::Virtual => Driver::Virtual,
-            Clock::Real => Driver::Local,
-        };
+        let (driver, wall_s) = so_far(dir)?;
         let prepared = prepare(scenario, self.stage.threads(), replayed(dir)?)?;
         let stage = self.stage.stage(driver);
-        let rest = Rest { checkpoint, wall_s: summary.wall_s };
-        let conducted = conduct(&prepared, RunDir::reopen(dir), &stage, Some(rest))?;
+        let rest = Rest { checkpoint, wall_s };
+        let conducted = conduct(&prepared, RunDir::reopen(dir)?, &stage, Some(rest))?;
         self.stage.say(conducted.next_steps());
         Ok(conducted.exit())
     }
+}
+
+/// The driver of the run, and the real seconds it took. A process that was killed wrote no summary;
+/// only the virtual driver leaves checkpoints behind in that case.
+fn so_far(dir: &Path) -> Result<(Driver, f64), Failure> {
+    let path = dir.join(run_dir::SUMMARY);
+    if !path.exists() {
+        return Ok((Driver::Virtual, 0.0));
+    }
+    let summary = Summary::read(&path).map_err(|error| Failure::new(Exit::Files, error))?;
+    let driver = match summary.info.clock {
+        Clock::Virtual => Driver::Virtual,
+        Clock::Real => Driver::Local,
+    };
+    Ok((driver, summary.wall_s))
 }
 
 /// The decisions that the run was replaying, if it was.

@@ -59,15 +59,12 @@ fn the_same_scenario_gives_the_same_run_on_any_threads_and_any_driver() {
     assert!(scratch.path().join("out/one-peft/adapter_model.safetensors").is_file());
 }
 
-/// The pipe holds a small part of the lines of 3,000 rounds, so the run cannot end before the signal.
+/// Begin a run, send it a signal after two rounds, and return its exit code.
 #[cfg(unix)]
-#[test]
-fn ctrl_c_leaves_a_run_that_resume_brings_to_the_same_end() {
+fn run_and_signal(scratch: &Scratch, signal: &str) -> Option<i32> {
     use std::io::{BufRead, BufReader};
     use std::process::{Command, Stdio};
 
-    let scratch = scratch();
-    scratch.undertone(&["sim", "dummy.toml", "--out", "whole"]).assert().success();
     let mut child = Command::new(env!("CARGO_BIN_EXE_undertone"))
         .current_dir(scratch.path())
         .args(["sim", "dummy.toml", "--out", "cut", "--format", "json"])
@@ -79,19 +76,40 @@ fn ctrl_c_leaves_a_run_that_resume_brings_to_the_same_end() {
     for _ in 0..3 {
         lines.next().unwrap().unwrap();
     }
-    let signal = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(signal.success());
+    let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
     assert!(lines.all(|line| line.is_ok()));
-    assert_eq!(child.wait().unwrap().code(), Some(130));
-    let cut = scratch.path().join("cut");
-    assert_eq!(summary(&cut)["status"], "interrupted");
+    child.wait().unwrap().code()
+}
 
-    scratch.undertone(&["resume", "cut"]).assert().success();
-    let (whole, cut) = (summary(&scratch.path().join("whole")), summary(&cut));
+#[cfg(unix)]
+fn assert_resumed_like_whole(scratch: &Scratch) {
+    let (whole, cut) = (summary(&scratch.path().join("whole")), summary(&scratch.path().join("cut")));
     for figure in ["status", "weights_hash", "trace_hash", "curve", "bytes", "time_s"] {
         assert_eq!(whole[figure], cut[figure], "{figure}");
     }
     scratch.undertone(&["resume", "cut"]).assert().code(2);
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_leaves_a_run_that_resume_brings_to_the_same_end() {
+    let scratch = scratch();
+    scratch.undertone(&["sim", "dummy.toml", "--out", "whole"]).assert().success();
+    assert_eq!(run_and_signal(&scratch, "-INT"), Some(130));
+    assert_eq!(summary(&scratch.path().join("cut"))["status"], "interrupted");
+    scratch.undertone(&["resume", "cut"]).assert().success();
+    assert_resumed_like_whole(&scratch);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_killed_run_goes_on_from_its_last_round_to_the_same_end() {
+    let scratch = scratch();
+    scratch.undertone(&["sim", "dummy.toml", "--out", "whole"]).assert().success();
+    assert_eq!(run_and_signal(&scratch, "-KILL"), None);
+    scratch.undertone(&["resume", "cut.partial"]).assert().success();
+    assert_resumed_like_whole(&scratch);
 }
 
 #[test]
