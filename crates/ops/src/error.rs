@@ -21,9 +21,6 @@ pub enum Error {
     /// A value that should be a number is not: the learning rate may be too high, or a weight corrupt.
     #[error("{what} is not finite; lower the learning rate, or check the weights and data")]
     NonFinite { what: &'static str },
-    /// The library behind another device failed.
-    #[error("device: {0}")]
-    Device(#[from] candle_core::Error),
 }
 
 /// An error unless `found` is `expected`.
