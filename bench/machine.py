@@ -14,6 +14,7 @@ ALLOCATORS = {
         "LD_PRELOAD": "libmimalloc.so.2",
         "MIMALLOC_PURGE_DELAY": "-1",  # since 2.1
         "MIMALLOC_PAGE_RESET": "0",  # before
+        "MIMALLOC_ARENA_EAGER_COMMIT": "0",  # no page is resident before it is used
     },
     "jemalloc": {"LD_PRELOAD": "libjemalloc.so.2", "MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1"},
 }
