@@ -1,7 +1,7 @@
 //! Activation functions, element by element.
 
 use crate::parallel::Parts;
-use crate::simd::math::{gauss, map, sigmoid, tanh, zip};
+use crate::simd::math::{exp, gauss, map, sigmoid, tanh, zip};
 use crate::simd::{Kernel, Simd};
 use crate::{Mat, Result, Workspace};
 
@@ -63,12 +63,10 @@ impl Kernel for Apply<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (zero, half, one) = (s.splat(0.0), s.splat(0.5), s.splat(1.0));
+        let zero = s.splat(0.0);
         match self.function {
-            Activation::Gelu => map(s, self.x, |x| s.mul(x, gauss(s, x).0)),
-            Activation::GeluTanh => {
-                map(s, self.x, |x| s.mul(s.mul(half, x), s.add(one, tanh(s, cubic(s, x)))));
-            }
+            Activation::Gelu => map(s, self.x, |x| s.mul(x, gauss(s, x))),
+            Activation::GeluTanh => map(s, self.x, |x| s.mul(x, sigmoid(s, cubic(s, x)))),
             Activation::Relu => map(s, self.x, |x| s.max(zero, x)),
             Activation::Tanh => map(s, self.x, |x| tanh(s, x)),
             Activation::Silu => map(s, self.x, |x| s.mul(x, sigmoid(s, x))),
@@ -89,17 +87,17 @@ impl Kernel for Chain<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (x, dy) = (self.x, self.dy);
-        let (zero, half, one) = (s.splat(0.0), s.splat(0.5), s.splat(1.0));
+        let (zero, one) = (s.splat(0.0), s.splat(1.0));
         match self.function {
             Activation::Gelu => zip(s, x, dy, |x, dy| {
-                let (phi, e) = gauss(s, x);
-                s.mul(dy, s.fma(s.mul(x, e), s.splat(DENSITY), phi))
+                let e = exp(s, s.mul(s.mul(x, x), s.splat(-0.5)));
+                s.mul(dy, s.fma(s.mul(x, e), s.splat(DENSITY), gauss(s, x)))
             }),
             Activation::GeluTanh => zip(s, x, dy, |x, dy| {
-                let t = tanh(s, cubic(s, x));
-                let inner = s.fma(s.mul(x, x), s.splat(3.0 * ALPHA * BETA), s.splat(ALPHA));
-                let slope = s.mul(s.mul(x, s.sub(one, s.mul(t, t))), inner);
-                s.mul(dy, s.mul(half, s.add(s.add(one, t), slope)))
+                let sigma = sigmoid(s, cubic(s, x));
+                let inner = s.fma(s.mul(x, x), s.splat(6.0 * ALPHA * BETA), s.splat(2.0 * ALPHA));
+                let slope = s.mul(s.mul(x, inner), s.mul(sigma, s.sub(one, sigma)));
+                s.mul(dy, s.add(sigma, slope))
             }),
             Activation::Relu => zip(s, x, dy, |x, dy| s.if_negative(s.sub(zero, x), dy, zero)),
             Activation::Tanh => zip(s, x, dy, |x, dy| {
@@ -111,10 +109,11 @@ impl Kernel for Chain<'_> {
     }
 }
 
-/// The argument of the tanh approximation: `sqrt(2 / pi) * (x + 0.044715 x^3)`.
+/// Twice the argument of the tanh approximation, `sqrt(2 / pi) * (x + 0.044715 x^3)`: half of one plus
+/// its tanh is the sigmoid of this, which loses no digits where tanh is near 1.
 #[inline(always)]
 fn cubic<S: Simd>(s: S, x: S::V) -> S::V {
-    let slope = s.fma(s.mul(x, x), s.splat(ALPHA * BETA), s.splat(ALPHA));
+    let slope = s.fma(s.mul(x, x), s.splat(2.0 * ALPHA * BETA), s.splat(2.0 * ALPHA));
     s.mul(x, slope)
 }
 

@@ -17,19 +17,19 @@ pub struct Table {
 }
 
 impl Table {
-    /// Frequencies `theta^(-2i / head_dim)`.
+    /// Frequencies `theta^(-2i / head_dim)`. Frequencies and angles are rounded to f32 as PyTorch
+    /// rounds them, since these are the angles that models were trained with.
     pub fn new(head_dim: usize, positions: usize, theta: f64) -> Table {
-        let exponent = |i: usize| -2.0 * i as f64 / head_dim as f64;
-        let frequencies: Vec<f64> = (0..head_dim / 2).map(|i| theta.powf(exponent(i))).collect();
-        Table::with_frequencies(&frequencies, positions)
-    }
-
-    /// For models that scale their frequencies; `head_dim` is twice their number.
-    pub fn with_frequencies(frequencies: &[f64], positions: usize) -> Table {
-        let angles = || (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));
+        let frequency = |i: usize| {
+            let power = theta.powf(f64::from(2.0 * i as f32 / head_dim as f32)) as f32;
+            1.0 / power
+        };
+        let frequencies: Vec<f32> = (0..head_dim / 2).map(frequency).collect();
+        let angles =
+            || (0..positions).flat_map(|p| frequencies.iter().map(move |f| f64::from(p as f32 * f)));
         let cos = angles().map(|angle| angle.cos() as f32).collect();
         let sin = angles().map(|angle| angle.sin() as f32).collect();
-        Table { head_dim: 2 * frequencies.len(), positions, cos, sin }
+        Table { head_dim, positions, cos, sin }
     }
 
     pub fn bytes(&self) -> u64 {
@@ -106,7 +106,7 @@ impl Kernel for Rotate<'_> {
                     let (l, h, c) = (s.load(low), s.load(high), s.load(cos));
                     let turn = s.mul(direction, s.load(sin));
                     s.store(low, s.sub(s.mul(l, c), s.mul(h, turn)));
-                    s.store(high, s.fma(l, turn, s.mul(h, c)));
+                    s.store(high, s.add(s.mul(h, c), s.mul(l, turn)));
                 }
             }
         }
