@@ -10,6 +10,11 @@ mod evaluate;
 mod fedavg_lora;
 mod lab;
 mod method;
+pub mod schedule;
+mod sfl;
+mod sl;
+mod split;
+mod split_lora;
 mod train;
 
 pub use evaluate::evaluate;
@@ -21,6 +26,9 @@ pub use train::TrainConfig;
 pub const METHODS: &[Entry] = &[
     Entry::of::<centralized::Centralized>(),
     Entry::of::<fedavg_lora::FedavgLora>(),
+    Entry::of::<split_lora::SplitLora>(),
+    Entry::of::<sl::SplitLearning>(),
+    Entry::of::<sfl::SplitFed>(),
     Entry::of::<dummy::Dummy>(),
 ];
 

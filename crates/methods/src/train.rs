@@ -115,6 +115,13 @@ impl TrainConfig {
         }
     }
 
+    /// The learning rate of a step of a round, when every round has this many steps.
+    pub fn rate(&self, rounds: u32, round: u32, step: u32, steps: u32) -> f32 {
+        let before = round.saturating_sub(1).saturating_mul(steps);
+        let factor = self.schedule().factor(before.saturating_add(step), rounds.saturating_mul(steps));
+        self.learning_rate * factor
+    }
+
     fn schedule(&self) -> Schedule {
         Schedule { lr_scheduler_type: self.lr_scheduler_type, warmup_ratio: self.warmup_ratio }
     }
@@ -166,7 +173,7 @@ impl Learner {
         let mut gradient = vec![0f32; self.theta.len()];
         let (mut loss, mut seen) = (0.0, 0usize);
         let steps = steps(lab, rows, pass);
-        let before = (pass.round - 1) * steps.len() as u32;
+        let count = steps.len() as u32;
         for (step, group) in steps.iter().enumerate() {
             let outcome = self.gradient(lab, &workspace, group, &mut gradient);
             let outcome =
@@ -176,8 +183,8 @@ impl Learner {
             if recipe.max_grad_norm > 0.0 {
                 clip_norm(&mut gradient, recipe.max_grad_norm);
             }
-            let factor = recipe.schedule().factor(before + step as u32, lab.rounds * steps.len() as u32);
-            self.optimizer.step(&mut self.theta, &gradient, recipe.learning_rate * factor);
+            let rate = recipe.rate(lab.rounds, pass.round, step as u32, count);
+            self.optimizer.step(&mut self.theta, &gradient, rate);
         }
         if !ops::slice::all_finite(&self.theta) {
             return Err(Fault(format!("the parameters are not finite after round {}", pass.round)));
@@ -220,7 +227,7 @@ fn learner_bytes(lab: &Lab) -> u64 {
 }
 
 /// The batches of a pass, in groups of one optimiser step.
-fn steps(lab: &Lab, rows: &[u32], pass: &Pass) -> Vec<Vec<Vec<u32>>> {
+pub fn steps(lab: &Lab, rows: &[u32], pass: &Pass) -> Vec<Vec<Vec<u32>>> {
     let recipe = &lab.work.recipe;
     let mut steps = Vec::new();
     for epoch in 0..recipe.local_epochs {

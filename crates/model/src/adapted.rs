@@ -7,7 +7,7 @@ use ops::{Linear, Mat, Result, dense, lora};
 use std::ops::Range;
 
 /// `y = x W^T + b`, plus `scale * x A^T B^T` with LoRA, then a bottleneck adapter if there is one.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct AdaptedLinear {
     pub core: Core,
     pub lora: Option<Lora>,
@@ -15,7 +15,7 @@ pub(crate) struct AdaptedLinear {
 }
 
 /// The layer itself.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Core {
     /// Nothing of it is trained; it is packed, and no gradient of it is ever computed.
     Frozen(Linear),
@@ -26,7 +26,7 @@ pub(crate) enum Core {
 }
 
 /// A low-rank update: ranges of `theta`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Lora {
     /// r x width_in.
     pub a: Range<usize>,

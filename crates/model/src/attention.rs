@@ -6,7 +6,7 @@ use ops::attention::{self, Heads, Mask};
 use ops::{Mat, Result, Workspace, rope};
 use std::sync::Arc;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Attention {
     pub query: AdaptedLinear,
     pub key: AdaptedLinear,

@@ -7,7 +7,7 @@ use crate::norm::Norm;
 use crate::pass::{Below, Pass, Save};
 use ops::{Mat, Result};
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Block {
     pub attention: Attention,
     pub attention_norm: Norm,

@@ -6,7 +6,7 @@ use ops::{Mat, Result, dense};
 use std::ops::Range;
 
 /// Two trained linears around a narrow middle; every field is a range of `theta`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Bottleneck {
     /// size x width.
     pub down: Range<usize>,

@@ -11,20 +11,20 @@ use ops::{Linear, Mat, dense, loss};
 use std::ops::Range;
 use std::sync::Arc;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Head {
     pub norm: Option<Norm>,
     pub kind: Kind,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Kind {
     Classifier(Classifier),
     Language(Language),
 }
 
 /// `logits = W tanh(k * pooled) + b`, or without the tanh.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Classifier {
     pub pooling: Pooling,
     pub squash: Option<f32>,
@@ -35,7 +35,7 @@ pub(crate) struct Classifier {
 }
 
 /// `logits = W hidden`, at every position.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Language {
     pub weight: LanguageWeight,
     pub vocab: usize,
@@ -47,6 +47,16 @@ pub(crate) enum LanguageWeight {
     Frozen(Arc<Linear>),
     /// Possibly the word embedding's range too: then both uses add to its gradient.
     Trained(Range<usize>),
+}
+
+/// A copy shares nothing, not even with an embedding.
+impl Clone for LanguageWeight {
+    fn clone(&self) -> LanguageWeight {
+        match self {
+            LanguageWeight::Frozen(linear) => LanguageWeight::Frozen(Arc::new(Linear::clone(linear))),
+            LanguageWeight::Trained(range) => LanguageWeight::Trained(range.clone()),
+        }
+    }
 }
 
 impl Head {

@@ -5,14 +5,14 @@ use crate::pass::{Pass, Save};
 use ops::act::{self, Activation};
 use ops::{Mat, Result};
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Mlp {
     Plain(Plain),
     Gated(Gated),
 }
 
 /// `down(activation(up(x)))`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Plain {
     pub up: AdaptedLinear,
     pub down: AdaptedLinear,
@@ -20,7 +20,7 @@ pub(crate) struct Plain {
 }
 
 /// SwiGLU: `down(silu(gate(x)) * up(x))`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Gated {
     pub gate: AdaptedLinear,
     pub up: AdaptedLinear,

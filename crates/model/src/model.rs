@@ -53,6 +53,23 @@ impl Model {
             + self.head.as_ref().map_or(0, Head::bytes)
     }
 
+    /// A copy of the blocks from `cut` on and of the head, sharing no memory with this model but the
+    /// table of positions. It computes with the whole model's `theta`.
+    pub fn upper_copy(&self, cut: usize) -> Result<Model, Error> {
+        let layers = cut..self.layers.end;
+        Ok(Model {
+            spec: self.spec.clone(),
+            task: self.task.clone(),
+            peft: self.peft.clone(),
+            layout: self.layout.clone(),
+            blocks: self.blocks(&layers)?.to_vec(),
+            layers,
+            embedding: None,
+            head: self.head.clone(),
+            hash: self.hash.clone(),
+        })
+    }
+
     pub(crate) fn pass<'a>(
         &self,
         ws: &'a Workspace,

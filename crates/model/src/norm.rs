@@ -4,7 +4,7 @@ use crate::pass::{Pass, Values};
 use ops::{Mat, Result, norm};
 
 /// Layer norm or RMS norm.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Norm {
     Layer { weight: Values, bias: Values, eps: f32 },
     Rms { weight: Values, eps: f32 },

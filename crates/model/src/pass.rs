@@ -48,7 +48,7 @@ impl Below {
 }
 
 /// A parameter that is used as it is: frozen beside the model, or a range of `theta`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Values {
     Frozen(Vec<f32>),
     Trained(Range<usize>),

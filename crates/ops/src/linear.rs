@@ -12,7 +12,7 @@ use crate::{Level, Mat, Result, Workspace};
 /// There is one copy of W, cut into panels as the forward kernel reads them: the outputs of one
 /// input stand side by side. The backward kernel transposes slices of that same copy as it comes to
 /// them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Linear {
     out: usize,
     in_: usize,

@@ -15,6 +15,7 @@ mod walk;
 
 use crate::layout::Layout;
 use crate::optim::{Optimizer, OptimizerConfig};
+use crate::pass::Below;
 use crate::spec::{Role, Shape, Spec, Task};
 use crate::tokens::Activations;
 use base::Cost;
@@ -39,6 +40,55 @@ pub fn inference(spec: &Spec, task: &Task, layout: &Layout, starts: &[u32]) -> C
     let mut walk = Walk::new(spec, task, layout, starts);
     walk.loss();
     walk.cost()
+}
+
+/// One step of a model that is cut below block `at`, on a batch of these sequences: each half's part.
+/// `theta` is that of the whole model.
+#[derive(Clone, Copy, Debug)]
+pub struct Split<'a> {
+    pub spec: &'a Spec,
+    pub task: &'a Task,
+    pub layout: &'a Layout,
+    pub at: usize,
+    pub starts: &'a [u32],
+    pub activations: Activations,
+}
+
+impl Split<'_> {
+    /// The lower half's forward pass, when no backward will follow.
+    pub fn lower_inference(self) -> Cost {
+        let mut walk = self.walk();
+        walk.lower_inference(self.at);
+        walk.cost()
+    }
+
+    /// The lower half's forward pass, leaving behind what its backward reads.
+    pub fn lower_forward(self) -> Cost {
+        let mut walk = self.walk();
+        walk.lower_forward(self.at, self.activations);
+        walk.cost()
+    }
+
+    /// The lower half's backward pass, with what its forward has left behind.
+    pub fn lower_backward(self) -> Cost {
+        let mut walk = self.walk();
+        let trail = walk.lower_forward(self.at, self.activations);
+        walk.begin_anew();
+        walk.lower_backward(trail);
+        walk.cost()
+    }
+
+    /// The upper half's forward and backward pass; `below` says whether the gradient of the activations
+    /// that crossed is wanted.
+    pub fn upper(self, below: Below) -> Cost {
+        let mut walk = self.walk();
+        walk.upper(self.at, self.activations, below == Below::Trained);
+        walk.cost()
+    }
+
+    fn walk(&self) -> Walk<'_> {
+        Walk::new(self.spec, self.task, self.layout, self.starts)
+    }
 }
 
 /// The memory a device needs for a model it trains, in bytes.

@@ -2,6 +2,7 @@
 //! nothing. Every function here mirrors the one of the same name where the work is done.
 
 mod ends;
+mod halves;
 
 use super::sites::{Block, Linear};
 use crate::families::NormOrder;
@@ -11,6 +12,7 @@ use crate::spec::{Place, Spec, Task};
 use crate::tokens::Activations;
 use base::Cost;
 use ops::attention::{self, Heads};
+use std::ops::Range;
 
 pub(super) struct Walk<'a> {
     spec: &'a Spec,
@@ -38,7 +40,7 @@ struct Saved {
 }
 
 /// A block that a gradient comes to.
-struct Step {
+pub(super) struct Step {
     layer: usize,
     block: Block,
     input: bool,
@@ -70,46 +72,60 @@ impl<'a> Walk<'a> {
     pub fn loss_and_gradient(&mut self, activations: Activations) {
         let layers = self.layout.layers.clone();
         let below = self.layout.trains_below(Place::Block(layers.start));
-        let reached = |walk: &Walk<'_>, layer: usize| below || walk.layout.trains(layers.start..layer + 1);
-        let width = self.width();
-        if layers.start == 0 {
+        self.enter(layers.start);
+        let trail = self.blocks_forward(layers.clone(), activations, below);
+        if !self.head_loss_and_gradient(self.layout.trains_below(Place::Last)) {
+            return;
+        }
+        self.blocks_backward(trail, below);
+        if below && layers.start == 0 {
+            self.embed_backward();
+        }
+    }
+
+    /// Takes the input of the first block of a range.
+    fn enter(&mut self, first: usize) {
+        if first == 0 {
             self.embed();
         } else {
-            self.take(width);
+            self.take(self.width());
         }
+    }
+
+    /// Takes the output and what `forward_for_backward` leaves for the backward.
+    fn blocks_forward(&mut self, layers: Range<usize>, activations: Activations, below: bool) -> Vec<Step> {
         let mut trail: Vec<Step> = Vec::new();
         for layer in layers.clone() {
             let block = Block::of(self.spec, self.task, self.layout, layer);
             let save = match activations {
-                _ if !reached(self, layer) => Save::Nothing,
+                _ if !(below || self.layout.trains(layers.start..layer + 1)) => Save::Nothing,
                 Activations::Recompute if layer + 1 < layers.end => Save::Sum,
                 Activations::Keep | Activations::Recompute => Save::ForBackward,
             };
             let saved = self.block_forward(&block, save);
             let input = save != Save::Nothing && (self.is_pre() || trail.is_empty());
             if !input {
-                self.free(width);
+                self.free(self.width());
             }
             if save != Save::Nothing {
                 trail.push(Step { layer, block, input, saved });
             }
         }
-        if !self.head_loss_and_gradient(self.layout.trains_below(Place::Last)) {
-            return;
-        }
+        trail
+    }
+
+    /// Frees the gradient of the output and the trail; takes the gradient of the input if `below`.
+    fn blocks_backward(&mut self, trail: Vec<Step>, below: bool) {
         let first = trail.first().map_or(0, |step| step.layer);
         for Step { layer, block, input, saved } in trail.into_iter().rev() {
             if !input {
-                self.take(width);
+                self.take(self.width());
             }
             let saved = saved.unwrap_or_else(|| self.block_recompute(&block));
             let below = below || self.layout.trains(first..layer);
             self.block_backward(&block, saved, below);
             // The block's input.
-            self.free(width);
-        }
-        if below && layers.start == 0 {
-            self.embed_backward();
+            self.free(self.width());
         }
     }
 

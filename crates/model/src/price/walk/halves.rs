@@ -1,0 +1,55 @@
+//! The walk over either half of a model that is cut between two blocks.
+
+use super::super::sites::Block;
+use super::{Step, Walk};
+use crate::pass::Save;
+use crate::spec::Place;
+use crate::tokens::Activations;
+
+impl Walk<'_> {
+    /// Embeddings and the blocks below `cut`, and nothing left behind.
+    pub fn lower_inference(&mut self, cut: usize) {
+        self.embed();
+        for layer in 0..cut {
+            let block = Block::of(self.spec, self.task, self.layout, layer);
+            self.block_forward(&block, Save::Nothing);
+            self.free(self.width());
+        }
+        self.free(self.width());
+    }
+
+    /// The same, leaving behind what the backward reads.
+    pub fn lower_forward(&mut self, cut: usize, activations: Activations) -> Vec<Step> {
+        let below = self.layout.trains_below(Place::Block(0));
+        self.embed();
+        let trail = self.blocks_forward(0..cut, activations, below);
+        self.free(self.width());
+        trail
+    }
+
+    /// From the gradient of the activations at the cut downwards.
+    pub fn lower_backward(&mut self, trail: Vec<Step>) {
+        let below = self.layout.trains_below(Place::Block(0));
+        self.take(self.width());
+        self.blocks_backward(trail, below);
+        if below {
+            self.embed_backward();
+        }
+    }
+
+    /// The blocks from `cut` on and the head, forward and backward; with `below` down to the
+    /// activations at the cut.
+    pub fn upper(&mut self, cut: usize, activations: Activations, below: bool) {
+        let layers = cut..self.spec.layers;
+        self.take(self.width());
+        let trail = self.blocks_forward(layers.clone(), activations, below);
+        if self.head_loss_and_gradient(below || self.layout.trains(layers)) {
+            self.blocks_backward(trail, below);
+        }
+    }
+
+    /// Count operations and the peak from here on; what is held stays held.
+    pub fn begin_anew(&mut self) {
+        (self.flops, self.peak) = (0, self.live);
+    }
+}
