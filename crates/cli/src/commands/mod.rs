@@ -9,6 +9,7 @@ mod plan;
 mod predict;
 mod report;
 mod resume;
+mod schedule;
 mod sim;
 
 use crate::conduct::{Driver, Stage};
@@ -48,6 +49,8 @@ pub enum Command {
     Generate(generate::Generate),
     /// Write a run's adapter for other programs
     Export(export::Export),
+    /// In which order a server should serve its devices: every policy side by side
+    Schedule(schedule::Schedule),
     /// The methods that a scenario can name
     Methods(methods::Methods),
 }
@@ -64,6 +67,7 @@ impl Command {
             Command::Predict(command) => command.run(),
             Command::Generate(command) => command.run(),
             Command::Export(command) => command.run(),
+            Command::Schedule(command) => command.run(),
             Command::Methods(command) => command.run(),
         }
     }
