@@ -46,6 +46,9 @@ struct Show {
 const TUNED: &[(&str, &[&str])] = &[
     ("frozen", &["peft.kind=head", "train.learning_rate=0.02"]),
     ("centralized", &["run.num-server-rounds=3", "train.learning_rate=0.002"]),
+    ("split-lora", &["run.num-server-rounds=4"]),
+    ("sl", &["run.num-server-rounds=2"]),
+    ("sfl", &["run.num-server-rounds=2"]),
 ];
 
 /// The frozen model with nothing but a head, and every method that trains.

@@ -1,0 +1,5 @@
+#!/bin/sh
+# The orders a server can serve its devices in, on 1,000 instances with its load swept from 0.1 to 2; each
+# instance's makespans are kept.
+set -e
+cargo run --release -p undertone-cli -- schedule --sweep 1000 --seed 7 --out bench/results/schedule-sweep.csv
