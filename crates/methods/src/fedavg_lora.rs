@@ -12,6 +12,7 @@
 //! Reddi et al. 2021 (arXiv 2003.00295), Algorithm 2.
 
 use crate::evaluate::{Due, evaluate, price_of_evaluation};
+use crate::lab::objection_to_examples;
 use crate::train::{Learner, Pass, hold, price_of_pass};
 use crate::{Lab, Method, Quote, Setup, SetupError};
 use base::{Blob, Cost, Meter, Node, SERVER};
@@ -289,16 +290,8 @@ impl Server {
 
 /// What is wrong with an update, if anything.
 fn inspect(lab: &Lab, update: &Update, meter: &Meter) -> Option<String> {
-    if update.examples == 0 || update.examples > u64::from(u32::MAX) {
-        return Some(format!("it claims {} examples", update.examples));
-    }
-    if !update.loss.is_finite() {
-        return Some("its loss is not finite".into());
-    }
-    hold(meter, 4 * lab.parameters() as u64)
-        .and_then(|_held| lab.parameters_from(&update.theta))
-        .err()
-        .map(|fault| fault.0)
+    let loss = || (!update.loss.is_finite()).then(|| "its loss is not finite".to_owned());
+    objection_to_examples(update.examples).or_else(loss).or_else(|| lab.objection(&update.theta, meter))
 }
 
 /// The next global parameters from the counted updates, summed in node order in f64.

@@ -1,7 +1,8 @@
 //! What training jobs may touch: the frozen model, the rows, the recipe.
 
 use crate::TrainConfig;
-use base::{Blob, Node, Seed};
+use crate::train::hold;
+use base::{Blob, Meter, Node, Seed};
 use data::{Encoded, Target};
 use federation::Fault;
 use model::{Model, Targets, Tokens};
@@ -55,6 +56,14 @@ impl Lab {
             Err(Fault("parameters that are not finite".into()))
         }
     }
+
+    /// What is wrong with the parameters a device gave, if anything. Takes the memory of reading them.
+    pub fn objection(&self, theta: &Blob, meter: &Meter) -> Option<String> {
+        hold(meter, 4 * self.parameters() as u64)
+            .and_then(|_held| self.parameters_from(theta))
+            .err()
+            .map(|fault| fault.0)
+    }
 }
 
 /// Rows of `examples` as one ragged batch, and what they should come to.
@@ -83,4 +92,9 @@ fn class(example: &Encoded) -> Option<u32> {
 
 fn first_learned(example: &Encoded) -> u32 {
     if let Target::Completion { from } = example.target { from as u32 } else { 0 }
+}
+
+/// What is wrong with the number of examples a device claims, which is its weight in the average.
+pub fn objection_to_examples(examples: u64) -> Option<String> {
+    (examples == 0 || examples > u64::from(u32::MAX)).then(|| format!("it claims {examples} examples"))
 }

@@ -9,41 +9,17 @@
 //!
 //! Source: split learning, Gupta and Raskar 2018 (arXiv 1810.06060), as the baseline of arXiv 2506.02940.
 
-use crate::split::device::{Device, DeviceBench};
-use crate::split::server::{Server, ServerBench};
-use crate::split::{Options, Regime, Split};
-use crate::{Method, Quote, Setup, SetupError};
-use base::{Blob, Node};
-use std::sync::Arc;
+use crate::split::{Regime, Row, Split};
 
-pub struct SplitLearning(Split);
+/// The row of `sl`.
+pub struct Kind;
 
-impl Method for SplitLearning {
+pub type SplitLearning = Split<Kind>;
+
+impl Row for Kind {
     const NAME: &'static str = "sl";
     const SOURCE: &'static str = "baseline (split learning, arXiv 1810.06060)";
     const DEVICE: &'static str = "forward and backward of its own lower blocks, when it is its turn";
     const SERVER: &'static str = "one device at a time; adapters are handed on";
-    type Options = Options;
-    type Device = Device;
-    type Server = Server;
-
-    fn new(options: Options, setup: &Setup) -> Result<SplitLearning, SetupError> {
-        Split::new(options, setup, Regime::OneDevice).map(SplitLearning)
-    }
-
-    fn device(&self, node: Node) -> (Device, Arc<DeviceBench>) {
-        self.0.device(node)
-    }
-
-    fn server(&self) -> (Server, Arc<ServerBench>) {
-        self.0.server()
-    }
-
-    fn quote(&self, node: Node) -> Quote {
-        self.0.quote(node)
-    }
-
-    fn trained(server: Server) -> Blob {
-        server.trained()
-    }
+    const REGIME: Regime = Regime::OneDevice;
 }

@@ -17,41 +17,17 @@
 //!
 //! Source: memory-efficient split federated learning (arXiv 2506.02940).
 
-use crate::split::device::{Device, DeviceBench};
-use crate::split::server::{Server, ServerBench};
-use crate::split::{Options, Regime, Split};
-use crate::{Method, Quote, Setup, SetupError};
-use base::{Blob, Node};
-use std::sync::Arc;
+use crate::split::{Regime, Row, Split};
 
-pub struct SplitLora(Split);
+/// The row of `split-lora`.
+pub struct Kind;
 
-impl Method for SplitLora {
+pub type SplitLora = Split<Kind>;
+
+impl Row for Kind {
     const NAME: &'static str = "split-lora";
     const SOURCE: &'static str = "memory-efficient split federated learning (arXiv 2506.02940)";
     const DEVICE: &'static str = "forward and backward of its own lower blocks";
     const SERVER: &'static str = "one model for all devices, served in a scheduled order";
-    type Options = Options;
-    type Device = Device;
-    type Server = Server;
-
-    fn new(options: Options, setup: &Setup) -> Result<SplitLora, SetupError> {
-        Split::new(options, setup, Regime::OneModel).map(SplitLora)
-    }
-
-    fn device(&self, node: Node) -> (Device, Arc<DeviceBench>) {
-        self.0.device(node)
-    }
-
-    fn server(&self) -> (Server, Arc<ServerBench>) {
-        self.0.server()
-    }
-
-    fn quote(&self, node: Node) -> Quote {
-        self.0.quote(node)
-    }
-
-    fn trained(server: Server) -> Blob {
-        server.trained()
-    }
+    const REGIME: Regime = Regime::OneModel;
 }

@@ -25,7 +25,7 @@ mod traffic;
 pub use traffic::Traffic;
 
 use crate::schedule::Policy;
-use crate::{Lab, Quote, Setup, SetupError};
+use crate::{Lab, Method, Quote, Setup, SetupError};
 use base::{Blob, Node};
 use device::{Device, DeviceBench};
 use model::{PeftKind, Task};
@@ -33,6 +33,7 @@ use seats::Seats;
 use serde::{Deserialize, Serialize};
 use server::{Server, ServerBench};
 use std::collections::BTreeMap;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 /// The keys of `[method]` that all three methods have.
@@ -89,6 +90,16 @@ impl Default for Options {
             backward: Backward::default(),
         }
     }
+}
+
+/// What tells one split method from another: its row in the list, and its regime. The three differ in
+/// nothing else, so they share one [`Method`].
+pub trait Row: Send + Sync + 'static {
+    const NAME: &'static str;
+    const SOURCE: &'static str;
+    const DEVICE: &'static str;
+    const SERVER: &'static str;
+    const REGIME: Regime;
 }
 
 /// In which order and with which weights the server works.
@@ -149,40 +160,50 @@ enum Answers {
     },
 }
 
-/// What all three methods are made of.
-pub struct Split {
+/// A split method of this row.
+pub struct Split<R> {
     lab: Arc<Lab>,
     options: Arc<Options>,
     bench: Arc<ServerBench>,
-    regime: Regime,
     seats: Seats,
     rounds: u32,
+    row: PhantomData<R>,
 }
 
-impl Split {
-    pub fn new(options: Options, setup: &Setup, regime: Regime) -> Result<Split, SetupError> {
+impl<R: Row> Method for Split<R> {
+    const NAME: &'static str = R::NAME;
+    const SOURCE: &'static str = R::SOURCE;
+    const DEVICE: &'static str = R::DEVICE;
+    const SERVER: &'static str = R::SERVER;
+    type Options = Options;
+    type Device = Device;
+    type Server = Server;
+
+    fn new(options: Options, setup: &Setup) -> Result<Self, SetupError> {
         let lab = setup.lab()?;
         check(&lab, &options)?;
         let seats = Seats::assign(&lab, &options, setup)?;
         let options = Arc::new(options);
-        let bench = ServerBench::new(lab.clone(), options.clone(), regime, &seats);
+        let bench = ServerBench::new(lab.clone(), options.clone(), R::REGIME, &seats);
         let bench = Arc::new(bench.map_err(|error| SetupError(error.to_string()))?);
-        Ok(Split { lab, options, bench, regime, seats, rounds: setup.plan.rounds })
+        Ok(Split { lab, options, bench, seats, rounds: setup.plan.rounds, row: PhantomData })
     }
 
-    pub fn device(&self, node: Node) -> (Device, Arc<DeviceBench>) {
+    fn device(&self, node: Node) -> (Device, Arc<DeviceBench>) {
         (Device::new(node), Arc::new(DeviceBench::new(self.lab.clone(), self.options.clone())))
     }
 
-    pub fn server(&self) -> (Server, Arc<ServerBench>) {
-        (
-            Server::new(&self.lab, &self.options, self.regime, self.seats.clone(), self.rounds),
-            self.bench.clone(),
-        )
+    fn server(&self) -> (Server, Arc<ServerBench>) {
+        let server = Server::new(&self.lab, &self.options, R::REGIME, self.seats.clone(), self.rounds);
+        (server, self.bench.clone())
     }
 
-    pub fn quote(&self, node: Node) -> Quote {
+    fn quote(&self, node: Node) -> Quote {
         device::quote(&self.lab, &self.options, node, self.seats.cut(node))
+    }
+
+    fn trained(server: Server) -> Blob {
+        server.trained()
     }
 }
 

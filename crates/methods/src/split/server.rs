@@ -5,6 +5,7 @@ use super::step::{price_of_serving, serve};
 use super::{Activations, Answers, Options, Order, Regime, Report, Traffic};
 use crate::Lab;
 use crate::evaluate::{Due, evaluate, price_of_evaluation};
+use crate::lab::objection_to_examples;
 use crate::schedule::Policy;
 use crate::train::hold;
 use base::{Blob, Cost, Meter, Node};
@@ -253,11 +254,7 @@ impl Side for Server {
             }
             Job::Slice { node, .. } => Ok(Done::Sliced { node }),
             Job::Inspect { node, tuned } => {
-                let objection = hold(meter, 4 * bench.lab.parameters() as u64)
-                    .and_then(|_held| bench.lab.parameters_from(&tuned.theta))
-                    .err()
-                    .map(|fault| fault.0);
-                Ok(Done::Inspected { node, objection })
+                Ok(Done::Inspected { node, objection: bench.lab.objection(&tuned.theta, meter) })
             }
             Job::Aggregate { tuned } => aggregate(&bench.lab, &tuned, meter),
             Job::Evaluate { theta, trained } => {
@@ -395,8 +392,8 @@ impl Server {
         let at = self.seats.of(node).map_or(0, |seat| seat.at);
         let objection = if tuning.step != tuning.steps || tuning.waiting.is_some() {
             Some("it ends its pass in the middle".to_owned())
-        } else if examples == 0 || examples > u64::from(u32::MAX) {
-            Some(format!("it claims {examples} examples"))
+        } else if let Some(reason) = objection_to_examples(examples) {
+            Some(reason)
         } else if lower.len() as u64 != 4 * at {
             Some(format!("{} bytes of adapters below its cut, {} expected", lower.len(), 4 * at))
         } else {
