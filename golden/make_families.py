@@ -58,6 +58,7 @@ class Family:
     storage: torch.dtype = torch.float32
     save: dict = field(default_factory=dict)  # further arguments of save_pretrained
     old_spelling: bool = False  # write rope_theta and torch_dtype as transformers 4 did
+    second_from: list[int] | None = None  # per sequence: the token where the second of two texts begins
 
 
 FAMILIES = [
@@ -70,6 +71,7 @@ FAMILIES = [
             # "output.dense" is a suffix of "attention.output.dense" too
             Case("cls-dense", dict(r=3, lora_alpha=5, target_modules=["intermediate.dense", "output.dense"]), "cls"),
         ],
+        second_from=[11, 1, 4],  # the single token has no second text
     ),
     Family(
         "roberta",
@@ -172,12 +174,20 @@ class Batch:
 
     sequences: list[list[int]]
     pad: int
+    second_from: list[int] | None = None
 
     def padded(self):
         width = max(map(len, self.sequences))
         ids = torch.tensor([s + [self.pad] * (width - len(s)) for s in self.sequences])
         mask = torch.tensor([[1] * len(s) + [0] * (width - len(s)) for s in self.sequences])
         return ids, mask
+
+    def segments(self):
+        """What the model takes beside ids and mask: the token types, where sequences have two texts."""
+        if self.second_from is None:
+            return {}
+        position = torch.arange(max(map(len, self.sequences)))
+        return {"token_type_ids": (position >= torch.tensor(self.second_from)[:, None]).long()}
 
     def rows(self, values):
         return torch.cat([values[i, : len(s)] for i, s in enumerate(self.sequences)])
@@ -272,7 +282,7 @@ class Learner:
     def evaluate(self, batch):
         """Ragged hidden rows, logits (ragged rows, or one a sequence) and the mean loss over the targets."""
         ids, mask = batch.padded()
-        out = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+        out = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True, **batch.segments())
         hidden = out.hidden_states[-1]
         if self.head is not None:
             logits = self.head(hidden, mask.to(self.dtype))
@@ -387,11 +397,13 @@ def make(family):
     for case in family.cases:
         write_adapter(directory, case, random)
     config = family.config
-    batch = Batch([random.ids(length, config.vocab_size) for length in LENGTHS], config.pad_token_id or 0)
+    sequences = [random.ids(length, config.vocab_size) for length in LENGTHS]
+    batch = Batch(sequences, config.pad_token_id or 0, family.second_from)
     hidden, _, _ = Learner(directory, family.cases[0], adapted=False).evaluate(batch)
     golden = {
         "note": "made by golden/make_families.py in float64; no dropout; rows of all sequences one after another",
         "input_ids": batch.sequences,
+        **({} if batch.second_from is None else {"second_from": batch.second_from}),
         "hidden": hidden,
         "cases": [run_case(directory, case, batch) for case in family.cases],
     }

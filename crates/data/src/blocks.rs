@@ -68,6 +68,6 @@ fn blocks(text: &[u32], size: usize) -> impl Iterator<Item = Encoded> {
     let starts = (0..text.len().saturating_sub(1).max(text.len().min(1))).step_by(size - 1);
     starts.map(move |start| {
         let ids = text[start..text.len().min(start + size)].to_vec();
-        Encoded { ids, target: Target::None, cut: 0 }
+        Encoded::whole(ids, Target::None)
     })
 }

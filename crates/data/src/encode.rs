@@ -21,9 +21,19 @@ pub enum Target {
 pub struct Encoded {
     /// Token ids, special tokens included; never padded.
     pub ids: Vec<u32>,
+    /// Where the second of two texts begins, the special tokens between them being the first one's (as in
+    /// BERT's token types); with one text, the number of tokens.
+    pub second_from: usize,
     pub target: Target,
     /// Tokens of the row that `max_seq_length` left out.
     pub cut: usize,
+}
+
+impl Encoded {
+    /// One text, nothing of it cut.
+    pub fn whole(ids: Vec<u32>, target: Target) -> Encoded {
+        Encoded { second_from: ids.len(), ids, target, cut: 0 }
+    }
 }
 
 impl Tokenizer {
@@ -99,7 +109,7 @@ impl Tokenizer {
         let [before, after] = &self.single;
         let kept = body.len().min(room(max, before.len() + after.len())?);
         let ids = [before, &body[..kept], after].concat();
-        Ok(Encoded { ids, target, cut: body.len() - kept })
+        Ok(Encoded { second_from: ids.len(), ids, target, cut: body.len() - kept })
     }
 
     fn two(&self, a: &[u32], b: &[u32], target: Target, max: usize) -> Result<Encoded, TokenizerError> {
@@ -109,7 +119,8 @@ impl Tokenizer {
         let keep_a = a.len().min((room - room / 2).max(room.saturating_sub(b.len())));
         let keep_b = b.len().min(room - keep_a);
         let ids = [before, &a[..keep_a], between, &b[..keep_b], after].concat();
-        Ok(Encoded { ids, target, cut: a.len() + b.len() - keep_a - keep_b })
+        let second_from = before.len() + keep_a + between.len();
+        Ok(Encoded { ids, second_from, target, cut: a.len() + b.len() - keep_a - keep_b })
     }
 
     fn completion(
@@ -128,7 +139,7 @@ impl Tokenizer {
         let target = if target == Target::None { Target::Completion { from } } else { target };
         let ids = [before, prompt, &completion[..keep]].concat();
         let cut = within - prompt.len() + completion.len() - keep;
-        Ok(Encoded { ids, target, cut })
+        Ok(Encoded { second_from: ids.len(), ids, target, cut })
     }
 }
 

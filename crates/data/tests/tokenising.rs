@@ -85,7 +85,7 @@ fn truncation_keeps_special_tokens_and_counts_what_it_cuts() {
     let cut = bert().encode(&row(Input::Text(words(0, 9)), Some(3)), 6).unwrap();
     assert_eq!(
         cut,
-        Encoded { ids: [vec![1], ids(0, 4), vec![2]].concat(), target: Target::Class(3), cut: 5 }
+        Encoded { cut: 5, ..Encoded::whole([vec![1], ids(0, 4), vec![2]].concat(), Target::Class(3)) }
     );
     let pair = |a, b, max| {
         let input = Input::Pair(words(0, a), words(50, b));
@@ -96,6 +96,8 @@ fn truncation_keeps_special_tokens_and_counts_what_it_cuts() {
     assert_eq!(pair(9, 9, 11), expected(4, 4));
     assert_eq!(pair(9, 2, 11), expected(6, 2));
     assert_eq!(pair(2, 9, 11), expected(2, 6));
+    let two = row(Input::Pair(words(0, 2), words(50, 3)), None);
+    assert_eq!(bert().encode(&two, 99).unwrap().second_from, 4);
     let short = bert().encode(&text(3), 2).unwrap_err();
     assert!(matches!(short, TokenizerError::TooShort { max: 2, special: 2 }), "{short}");
     let none = tokenizer("null", "{}").encode(&text(0), 8).unwrap_err();
@@ -106,13 +108,19 @@ fn truncation_keeps_special_tokens_and_counts_what_it_cuts() {
 fn only_completions_are_learned() {
     let whole = llama().encode(&completion(3, 2), 99).unwrap();
     let expected = [vec![1], ids(0, 3), ids(50, 2), vec![2]].concat();
-    assert_eq!(whole, Encoded { ids: expected, target: Target::Completion { from: 4 }, cut: 0 });
+    assert_eq!(whole, Encoded::whole(expected, Target::Completion { from: 4 }));
     let long_prompt = llama().encode(&completion(30, 2), 9).unwrap();
     let expected = [vec![1], ids(25, 5), ids(50, 2), vec![2]].concat();
-    assert_eq!(long_prompt, Encoded { ids: expected, target: Target::Completion { from: 6 }, cut: 25 });
+    assert_eq!(
+        long_prompt,
+        Encoded { cut: 25, ..Encoded::whole(expected, Target::Completion { from: 6 }) }
+    );
     let both_long = llama().encode(&completion(30, 30), 9).unwrap();
     let expected = [vec![1], ids(26, 4), ids(50, 4)].concat();
-    assert_eq!(both_long, Encoded { ids: expected, target: Target::Completion { from: 5 }, cut: 26 + 27 });
+    assert_eq!(
+        both_long,
+        Encoded { cut: 26 + 27, ..Encoded::whole(expected, Target::Completion { from: 5 }) }
+    );
 }
 
 #[test]

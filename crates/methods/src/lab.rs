@@ -70,11 +70,12 @@ impl Lab {
 pub fn gather(examples: &[Encoded], rows: impl Iterator<Item = usize> + Clone) -> (Tokens, Targets) {
     let sequences: Vec<&[u32]> = rows.clone().map(|row| examples[row].ids.as_slice()).collect();
     let classes: Option<Vec<u32>> = rows.clone().map(|row| class(&examples[row])).collect();
+    let second_from = rows.clone().map(|row| examples[row].second_from as u32).collect();
     let targets = classes.map_or_else(
         || Targets::Completion(rows.map(|row| first_learned(&examples[row])).collect()),
         Targets::Classes,
     );
-    (Tokens::of(&sequences), targets)
+    (Tokens { second_from, ..Tokens::of(&sequences) }, targets)
 }
 
 /// Where the sequences of [`gather`] begin: all that a price depends on.

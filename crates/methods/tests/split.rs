@@ -31,7 +31,7 @@ fn workload(family: &str, peft: &PeftConfig, devices: u32) -> Workload {
     let mut rows = |count: u32| -> Arc<[Encoded]> {
         let row = |_| {
             let ids = (0..3 + draw.below(9)).map(|_| draw.below(60) as u32).collect();
-            Encoded { ids, target: Target::Class(draw.below(3) as u32), cut: 0 }
+            Encoded::whole(ids, Target::Class(draw.below(3) as u32))
         };
         (0..count).map(row).collect()
     };

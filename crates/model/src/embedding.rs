@@ -11,8 +11,8 @@ pub(crate) struct Embedding {
     pub words: Words,
     /// Learned positions, and the row of position 0.
     pub positions: Option<(Values, u32)>,
-    /// Segments. Every token is in segment 0, as in a text of one part.
-    pub types: Option<Values>,
+    /// Segments (BERT's token types), and how many there are: of one, as in RoBERTa, every token is part.
+    pub types: Option<(Values, usize)>,
     pub norm: Option<Norm>,
     pub width: usize,
 }
@@ -52,8 +52,10 @@ impl Embedding {
         {
             embed::backward(&dsum, &positions(tokens, *offset), grad)?;
         }
-        if let Some(grad) = self.types.as_ref().and_then(|table| table.gradient(grad)) {
-            embed::backward(&dsum, &vec![0; tokens.rows()], grad)?;
+        if let Some((table, segments)) = &self.types
+            && let Some(grad) = table.gradient(grad)
+        {
+            embed::backward(&dsum, &tokens.segments(*segments), grad)?;
         }
         Ok(())
     }
@@ -69,8 +71,8 @@ impl Embedding {
         if let Some((table, offset)) = &self.positions {
             embed::gather_add(&positions(tokens, *offset), table.get(pass.theta), &mut sum)?;
         }
-        if let Some(table) = &self.types {
-            embed::gather_add(&vec![0; tokens.rows()], table.get(pass.theta), &mut sum)?;
+        if let Some((table, segments)) = &self.types {
+            embed::gather_add(&tokens.segments(*segments), table.get(pass.theta), &mut sum)?;
         }
         Ok(sum)
     }
@@ -83,7 +85,7 @@ impl Embedding {
         };
         words
             + self.positions.as_ref().map_or(0, |(table, _)| table.bytes())
-            + self.types.as_ref().map_or(0, Values::bytes)
+            + self.types.as_ref().map_or(0, |(table, _)| table.bytes())
             + self.norm.as_ref().map_or(0, Norm::bytes)
     }
 }

@@ -129,10 +129,11 @@ impl Loader<'_> {
             (has(Role::PositionEmbedding), has(Role::TypeEmbedding), has(Role::EmbeddingNorm));
         let offset = self.spec.position_offset as u32;
         let positions = positions.then(|| self.table(Role::PositionEmbedding)).transpose()?;
+        let types = types.then(|| self.table(Role::TypeEmbedding)).transpose()?;
         Ok(Embedding {
             words,
             positions: positions.map(|table| (table, offset)),
-            types: types.then(|| self.table(Role::TypeEmbedding)).transpose()?,
+            types: types.map(|table| (table, self.spec.type_vocab)),
             norm: norm.then(|| self.norm(Place::Embedding, Role::EmbeddingNorm)).transpose()?,
             width: self.spec.width,
         })

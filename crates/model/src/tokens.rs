@@ -9,6 +9,9 @@ pub struct Tokens {
     pub ids: Vec<u32>,
     /// B + 1 numbers: where each sequence begins, and the end.
     pub starts: Vec<u32>,
+    /// B numbers: at which token of its sequence the second of two texts begins (BERT's token type 1), the
+    /// sequence's length where there is one text. Empty: no sequence has a second text.
+    pub second_from: Vec<u32>,
 }
 
 /// What the model should say.
@@ -36,9 +39,9 @@ pub enum Activations {
 }
 
 impl Tokens {
-    /// A batch of these sequences.
+    /// A batch of these sequences, one text each.
     pub fn of<S: AsRef<[u32]>>(sequences: &[S]) -> Tokens {
-        let mut tokens = Tokens { ids: Vec::new(), starts: vec![0] };
+        let mut tokens = Tokens { ids: Vec::new(), starts: vec![0], second_from: Vec::new() };
         for sequence in sequences {
             tokens.ids.extend_from_slice(sequence.as_ref());
             tokens.starts.push(tokens.ids.len() as u32);
@@ -61,9 +64,26 @@ impl Tokens {
         self.starts.windows(2).flat_map(|pair| 0..pair[1].saturating_sub(pair[0]))
     }
 
+    /// Each token's segment in a model that has this many: 1 in the second of two texts, if it has two.
+    pub(crate) fn segments(&self, of: usize) -> Vec<u32> {
+        let mut segments = vec![0; self.rows()];
+        if of < 2 {
+            return segments;
+        }
+        for (pair, from) in self.starts.windows(2).zip(&self.second_from) {
+            let (start, end) = (pair[0] as usize, pair[1] as usize);
+            segments[(start + *from as usize).min(end)..end].fill(1);
+        }
+        segments
+    }
+
     /// Refuse what the model has no row or position for.
     pub(crate) fn check(&self, vocab: usize, max_positions: usize) -> Result<(), Error> {
         let fails = |message| Err(Error::Batch(message));
+        if !self.second_from.is_empty() && self.second_from.len() != self.sequences() {
+            let (found, expected) = (self.second_from.len(), self.sequences());
+            return fails(format!("{found} second texts for {expected} sequences"));
+        }
         let covers =
             self.starts.first() == Some(&0) && self.starts.last() == Some(&(self.ids.len() as u32));
         if self.ids.is_empty() || !covers {

@@ -36,7 +36,9 @@ fn for_every_case(check: impl Fn(&Path, &Case)) {
                 labels => Targets::Classes(ids(labels)),
             };
             let task = task_of(case);
-            let tokens = Tokens::of(&sequences);
+            let second_from =
+                if golden["second_from"].is_null() { vec![] } else { ids(&golden["second_from"]) };
+            let tokens = Tokens { second_from, ..Tokens::of(&sequences) };
             check(&dir, &Case { golden: case.clone(), task, tokens, targets, adapter });
         }
     }

@@ -259,7 +259,8 @@ fn bad_batches_are_refused_in_words() {
     refuse(&Tokens::of(&[[1u32, 67]]), &classes(&[0]), "outside the vocabulary");
     refuse(&Tokens::of(&[vec![1u32; 500]]), &classes(&[0]), "max_seq_length");
     refuse(&Tokens::of(&[vec![1u32], vec![]]), &classes(&[0, 0]), "empty");
-    refuse(&Tokens { ids: vec![1, 2], starts: vec![0, 1] }, &classes(&[0]), "span");
+    refuse(&Tokens { ids: vec![1, 2], starts: vec![0, 1], second_from: vec![] }, &classes(&[0]), "span");
+    refuse(&Tokens { second_from: vec![1, 1], ..Tokens::of(&[[1, 2]]) }, &classes(&[0]), "second texts");
     refuse(&tokens(), &classes(&[0, 1, 3]), "outside of 0..3");
     refuse(&tokens(), &classes(&[0]), "1 labels for 3 sequences");
     refuse(&tokens(), &Targets::NextToken, "classification");

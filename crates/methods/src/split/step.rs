@@ -326,12 +326,14 @@ impl Activations {
     fn batch(&self) -> (Tokens, Targets) {
         let starts = self.starts.clone();
         match &self.answers {
-            Answers::Classes(classes) => {
-                (Tokens { ids: vec![0; rows_of(&starts)], starts }, Targets::Classes(classes.clone()))
-            }
-            Answers::Tokens { ids, from } => {
-                (Tokens { ids: ids.clone(), starts }, Targets::Completion(from.clone()))
-            }
+            Answers::Classes(classes) => (
+                Tokens { ids: vec![0; rows_of(&starts)], starts, second_from: Vec::new() },
+                Targets::Classes(classes.clone()),
+            ),
+            Answers::Tokens { ids, from } => (
+                Tokens { ids: ids.clone(), starts, second_from: Vec::new() },
+                Targets::Completion(from.clone()),
+            ),
         }
     }
 }
