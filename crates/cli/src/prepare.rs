@@ -273,7 +273,8 @@ impl Prepared {
         }
         if clock == Clock::Virtual {
             notes.push(
-                "the devices are simulated: times come from their profiles, not from a clock".to_owned(),
+                "the devices are simulated: times come from their profiles, computing and bytes are real"
+                    .to_owned(),
             );
         }
         RunInfo {

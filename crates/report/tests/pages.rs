@@ -84,7 +84,7 @@ fn a_page_asks_nothing_of_the_network_and_tells_all() {
             && !outside.contains("url(")
     );
     let accuracy = format!("{:.4}", summary.eval.as_ref().unwrap().accuracy.unwrap());
-    let said = [&accuracy, "Simulated", "every figure on this page is invented", "jetson-nano", "deadline"];
+    let said = [&accuracy, "every figure on this page is invented", "jetson-nano", "deadline"];
     for text in
         said.into_iter().chain(["virtual time, min", "who holds what", "seed = 7", "failed: because"])
     {

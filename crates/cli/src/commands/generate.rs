@@ -58,7 +58,9 @@ impl Generate {
             tokenizer.eos(),
         )
         .map_err(context(Exit::Failed, "the generation failed"))?;
-        let text = tokenizer.decode(&[prompt, added].concat()).map_err(data)?;
+        // Not every tokenizer marks the token that starts a text as a special one.
+        let start = usize::from(prompt.first().copied() == tokenizer.bos());
+        let text = tokenizer.decode(&[&prompt[start..], &added].concat()).map_err(data)?;
         print(format_args!("{text}\n"));
         Ok(Exit::Completed)
     }

@@ -59,18 +59,14 @@ fn status(run: &Summary) -> String {
 pub(super) fn notes(runs: &[&Summary]) -> String {
     let mut notes: Vec<&str> = Vec::new();
     for run in runs {
-        let simulated = Some(SIMULATED).filter(|_| run.info.clock == Clock::Virtual);
-        for note in run.info.notes.iter().map(String::as_str).chain(simulated) {
-            if !notes.contains(&note) {
+        for note in &run.info.notes {
+            if !notes.contains(&note.as_str()) {
                 notes.push(note);
             }
         }
     }
     notes.iter().map(|note| format!("<p class=\"note\">{}</p>\n", escape(note))).collect()
 }
-
-const SIMULATED: &str =
-    "Simulated: times come from device profiles (flops/s, link rates), computing and bytes are real.";
 
 /// Seeds and hashes: what must agree for the run to be the same.
 pub(super) fn sameness(run: &Summary) -> String {
