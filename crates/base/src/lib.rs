@@ -3,6 +3,7 @@
 
 mod codec;
 mod cost;
+mod draws;
 mod meter;
 mod seed;
 mod time;

@@ -1,9 +1,10 @@
 //! The adapted linear: a linear layer and whatever is trained at it. Every way of fine-tuning is a
-//! choice of sites here; forward and backward are written once, and families only compose them.
+//! choice of sites here; forward, backward and tangent are written once, and families only compose them.
 
 use crate::bottleneck::{self, Bottleneck};
 use crate::pass::Pass;
-use ops::{Linear, Mat, Result, dense, lora};
+use crate::tangent::TangentPass;
+use ops::{Dual, Linear, Mat, Result, dense, lora};
 use std::ops::Range;
 
 /// `y = x W^T + b`, plus `scale * x A^T B^T` with LoRA, then a bottleneck adapter if there is one.
@@ -58,6 +59,34 @@ impl AdaptedLinear {
             y = out;
         }
         Ok((y, saved))
+    }
+
+    /// [`AdaptedLinear::forward`] with tangents.
+    pub fn tangent(&self, pass: TangentPass<'_>, x: &Dual) -> Result<Dual> {
+        let y = self.linear_tangent(pass, x)?;
+        self.after_linear_tangent(pass, y)
+    }
+
+    /// The same where nothing else reads `x`, which is gone before a bottleneck takes its memory.
+    pub fn tangent_last(&self, pass: TangentPass<'_>, x: Dual) -> Result<Dual> {
+        let y = self.linear_tangent(pass, &x)?;
+        drop(x);
+        self.after_linear_tangent(pass, y)
+    }
+
+    fn linear_tangent(&self, pass: TangentPass<'_>, x: &Dual) -> Result<Dual> {
+        let y = self.core.tangent(pass, x)?;
+        match &self.lora {
+            Some(lora) => lora.tangent(pass, x, y),
+            None => Ok(y),
+        }
+    }
+
+    fn after_linear_tangent(&self, pass: TangentPass<'_>, y: Dual) -> Result<Dual> {
+        match &self.bottleneck {
+            Some(bottleneck) => bottleneck.tangent(pass, y),
+            None => Ok(y),
+        }
     }
 
     /// What [`AdaptedLinear::forward`] saved, once more, without the output where nothing is behind it.
@@ -172,7 +201,40 @@ impl AdaptedLinear {
     }
 }
 
+impl Lora {
+    /// Adds the adapter's output and its tangents to `y`:
+    /// `dy += scale * (dx A^T B^T + x dA^T B^T + x A^T dB^T)`.
+    fn tangent(&self, pass: TangentPass<'_>, x: &Dual, y: Dual) -> Result<Dual> {
+        let (ws, theta) = (pass.ws(), pass.theta());
+        let (rank, out) = (self.a.len() / x.width(), y.width());
+        let h = dense::tangent(ws, x, &theta[self.a.clone()], None, rank)?;
+        let h = pass.add_product(x, Some(&self.a), 1.0, h)?;
+        let mut y = y.widen(ws, h.directions())?;
+        let reached = h.stack().rows() * out;
+        let (b, y_rows) = (&theta[self.b.clone()], &mut y.stack_mut()[..reached]);
+        dense::forward_add(ws, h.stack(), b, self.scale, y_rows, (rank, out))?;
+        pass.add_product(&h, Some(&self.b), self.scale, y)
+    }
+}
+
 impl Core {
+    /// `dy = dx W^T + x dW^T + db`.
+    fn tangent(&self, pass: TangentPass<'_>, x: &Dual) -> Result<Dual> {
+        let (ws, theta) = (pass.ws(), pass.theta());
+        match self {
+            Core::Frozen(linear) => linear.tangent(ws, x, linear.bias()),
+            Core::TrainedBias { weight, bias } => {
+                let y = weight.tangent(ws, x, Some(&theta[bias.clone()]))?;
+                pass.add_bias(Some(bias), y)
+            }
+            Core::Trained { weight, bias, out, .. } => {
+                let known = bias.as_ref().map(|bias| &theta[bias.clone()]);
+                let y = dense::tangent(ws, x, &theta[weight.clone()], known, *out)?;
+                pass.add_bias(bias.as_ref(), pass.add_product(x, Some(weight), 1.0, y)?)
+            }
+        }
+    }
+
     fn forward(&self, pass: Pass<'_>, x: &Mat) -> Result<Mat> {
         let theta = pass.theta;
         match self {

@@ -2,8 +2,9 @@
 
 use crate::adapted::{self, AdaptedLinear};
 use crate::pass::{Pass, Save};
+use crate::tangent::TangentPass;
 use ops::attention::{self, Heads, Mask};
-use ops::{Mat, Result, Workspace, rope};
+use ops::{Dual, Mat, Result, Workspace, rope};
 use std::sync::Arc;
 
 #[derive(Clone, Debug)]
@@ -90,6 +91,24 @@ impl Attention {
             table.apply(pass.ws, &mut k, self.heads.kv_heads, pass.starts, first)?;
         }
         Ok(([q, k, v], [query, key, value]))
+    }
+
+    /// [`Attention::forward`] with tangents.
+    pub fn tangent(&self, pass: TangentPass<'_>, x: &Dual) -> Result<Dual> {
+        let ws = pass.ws();
+        let mut q = self.query.tangent(pass, x)?;
+        let mut k = self.key.tangent(pass, x)?;
+        let v = self.value.tangent(pass, x)?;
+        if let Some(table) = &self.rope {
+            let (starts_of_q, starts_of_k) = (pass.repeated(&q), pass.repeated(&k));
+            table.apply(ws, q.stack_mut(), self.heads.heads, &starts_of_q, 0)?;
+            table.apply(ws, k.stack_mut(), self.heads.kv_heads, &starts_of_k, 0)?;
+        }
+        let directions = q.directions().max(k.directions()).max(v.directions());
+        let (q, k, v) = (q.widen(ws, directions)?, k.widen(ws, directions)?, v.widen(ws, directions)?);
+        let context = attention::tangent(ws, &q, &k, &v, self.heads, pass.starts(), self.mask)?;
+        drop((q, k, v));
+        self.output.tangent_last(pass, context)
     }
 
     /// Adds the gradient of the input to `dx`, if one is wanted. `x` is the input where a projection

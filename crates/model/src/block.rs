@@ -5,7 +5,8 @@ use crate::families::NormOrder;
 use crate::mlp::{self, Mlp};
 use crate::norm::Norm;
 use crate::pass::{Below, Pass, Save};
-use ops::{Mat, Result};
+use crate::tangent::TangentPass;
+use ops::{Dual, Mat, Result};
 
 #[derive(Clone, Debug)]
 pub(crate) struct Block {
@@ -56,6 +57,34 @@ impl Block {
     pub fn forward(&self, pass: Pass<'_>, x: &Mat, save: Save) -> Result<Forwarded> {
         let half = self.half(pass, x, |x| self.attention.forward(pass, x, save))?;
         self.finish(pass, half, save)
+    }
+
+    /// [`Block::forward`] with tangents. Of the block's activations only those that are still read stand in
+    /// memory, each with its tangents.
+    pub fn tangent(&self, pass: TangentPass<'_>, x: Dual) -> Result<Dual> {
+        let ws = pass.ws();
+        match self.order {
+            NormOrder::Post => {
+                let middle = self.attention.tangent(pass, &x)?.add(ws, &x)?;
+                drop(x);
+                let mlp_in = self.attention_norm.tangent(pass, &middle)?;
+                drop(middle);
+                let sum = self.mlp.tangent(pass, &mlp_in)?.add(ws, &mlp_in)?;
+                drop(mlp_in);
+                self.mlp_norm.tangent(pass, &sum)
+            }
+            NormOrder::Pre => {
+                let attention_in = self.attention_norm.tangent(pass, &x)?;
+                let attended = self.attention.tangent(pass, &attention_in)?;
+                drop(attention_in);
+                let middle = attended.add(ws, &x)?;
+                drop(x);
+                let mlp_in = self.mlp_norm.tangent(pass, &middle)?;
+                let sum = self.mlp.tangent(pass, &mlp_in)?;
+                drop(mlp_in);
+                sum.add(ws, &middle)
+            }
+        }
     }
 
     /// The next positions of a single sequence, of which `first` are in the cache already.

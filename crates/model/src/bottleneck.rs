@@ -1,8 +1,9 @@
 //! The bottleneck adapter (Houlsby et al. 2019, figure 2): `y + up(relu(down(y)))` after a linear.
 
 use crate::pass::Pass;
+use crate::tangent::TangentPass;
 use ops::act::Activation;
-use ops::{Mat, Result, dense};
+use ops::{Dual, Mat, Result, dense};
 use std::ops::Range;
 
 /// Two trained linears around a narrow middle; every field is a range of `theta`.
@@ -34,6 +35,19 @@ impl Bottleneck {
         let mut out = dense::forward(ws, &inner, part(&self.up), Some(part(&self.up_bias)), width)?;
         out.add(&y)?;
         Ok((out, Saved { input: y, inner }))
+    }
+
+    /// [`Bottleneck::forward`] with tangents.
+    pub fn tangent(&self, pass: TangentPass<'_>, y: Dual) -> Result<Dual> {
+        let (ws, width, size) = (pass.ws(), y.width(), self.down_bias.len());
+        let part = |range: &Range<usize>| &pass.theta()[range.clone()];
+        let inner = dense::tangent(ws, &y, part(&self.down), Some(part(&self.down_bias)), size)?;
+        let inner = pass.add_product(&y, Some(&self.down), 1.0, inner)?;
+        let mut inner = pass.add_bias(Some(&self.down_bias), inner)?;
+        Activation::Relu.tangent(ws, &mut inner)?;
+        let out = dense::tangent(ws, &inner, part(&self.up), Some(part(&self.up_bias)), width)?;
+        let out = pass.add_product(&inner, Some(&self.up), 1.0, out)?;
+        pass.add_bias(Some(&self.up_bias), out)?.add(ws, &y)
     }
 
     /// The gradient of the input from that of the output.

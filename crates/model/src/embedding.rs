@@ -2,8 +2,9 @@
 
 use crate::norm::Norm;
 use crate::pass::{Pass, Values};
+use crate::tangent::TangentPass;
 use crate::tokens::Tokens;
-use ops::{Linear, Mat, Result, embed};
+use ops::{Dual, Linear, Mat, Result, embed};
 use std::sync::Arc;
 
 #[derive(Debug)]
@@ -31,6 +32,24 @@ impl Embedding {
         let sum = self.sum(pass, tokens)?;
         match &self.norm {
             Some(norm) => norm.forward(pass, &sum),
+            None => Ok(sum),
+        }
+    }
+
+    /// [`Embedding::forward`] with tangents: a constant unless a direction moves what is here.
+    pub fn tangent(&self, pass: TangentPass<'_>, tokens: &Tokens) -> Result<Dual> {
+        let mut sum = Dual::constant(self.sum(pass.plain(), tokens)?);
+        if let Words::Table(Values::Trained(range)) = &self.words {
+            sum = pass.add_gathered(range, &tokens.ids, sum)?;
+        }
+        if let Some((Values::Trained(range), offset)) = &self.positions {
+            sum = pass.add_gathered(range, &positions(tokens, *offset), sum)?;
+        }
+        if let Some(Values::Trained(range)) = &self.types {
+            sum = pass.add_gathered(range, &vec![0; tokens.rows()], sum)?;
+        }
+        match &self.norm {
+            Some(norm) => norm.tangent(pass, &sum),
             None => Ok(sum),
         }
     }

@@ -47,6 +47,8 @@ pub enum Error {
     NonFinite { what: &'static str },
     #[error("this part of the model holds the blocks {held:?}, not {asked}")]
     NotLoaded { held: std::ops::Range<usize>, asked: String },
+    #[error("{0}")]
+    Directions(String),
     #[error("the model was loaded for {loaded}, not for {asked}")]
     Task { loaded: &'static str, asked: &'static str },
 }

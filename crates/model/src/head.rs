@@ -3,11 +3,12 @@
 use crate::error::Error;
 use crate::norm::Norm;
 use crate::pass::{Below, Pass, Values};
+use crate::tangent::TangentPass;
 use crate::tokens::{Targets, Tokens};
 use crate::train::Loss;
 use ops::act::Activation;
 use ops::pool::Pooling;
-use ops::{Linear, Mat, dense, loss};
+use ops::{Dual, Linear, Mat, dense, loss};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -94,6 +95,31 @@ impl Head {
                 let head = |chunk: &Mat| language.forward(pass, chunk);
                 Ok(loss::causal_lm(pass.ws, &hidden, &next, language.vocab, head)?.into())
             }
+        }
+    }
+
+    /// The loss, and the derivative of the loss of each sequence (the mean over its predictions) along each
+    /// lane of tangents: lanes x sequences.
+    pub fn loss_tangent(
+        &self,
+        pass: TangentPass<'_>,
+        x: Dual,
+        tokens: &Tokens,
+        targets: &Targets,
+    ) -> Result<(Loss, Vec<f64>), Error> {
+        let hidden = match &self.norm {
+            Some(norm) => norm.tangent(pass, &x)?,
+            None => x,
+        };
+        match &self.kind {
+            Kind::Classifier(classifier) => {
+                let classes = classifier.targets(targets, tokens.sequences())?;
+                let logits = classifier.tangent(pass, hidden)?.widen(pass.ws(), pass.lanes())?;
+                let (sum, slopes) = loss::cross_entropy_tangent(pass.ws(), &logits, classes)?;
+                let logits = logits.into_primal(pass.ws())?;
+                Ok((Loss::of_classes(sum, &logits, classes), slopes))
+            }
+            Kind::Language(language) => language.loss_tangent(pass, &hidden, &tokens.next(targets)?),
         }
     }
 
@@ -190,6 +216,25 @@ impl Classifier {
         Ok((loss, Some(self.pooling.backward(ws, &dpooled, pass.starts)?)))
     }
 
+    /// The logits with tangents.
+    fn tangent(&self, pass: TangentPass<'_>, hidden: Dual) -> ops::Result<Dual> {
+        let (ws, theta) = (pass.ws(), pass.theta());
+        let sequences = pass.starts().len().saturating_sub(1);
+        let pooled = self.pooling.forward(ws, hidden.stack(), &pass.repeated(&hidden))?;
+        let mut features = Dual::stacked(pooled, sequences)?;
+        drop(hidden);
+        if let Some(k) = self.squash {
+            ops::slice::scale(k, features.stack_mut());
+            Activation::Tanh.tangent(ws, &mut features)?;
+        }
+        let starts: Vec<u32> = (0..=sequences as u32).collect();
+        let pass = pass.at(&starts);
+        let (weight, bias) = (self.weight.get(theta), self.bias.get(theta));
+        let logits = dense::tangent(ws, &features, weight, Some(bias), self.classes)?;
+        let logits = pass.add_product(&features, self.weight.range(), 1.0, logits)?;
+        pass.add_bias(self.bias.range(), logits)
+    }
+
     fn targets<'t>(&self, targets: &'t Targets, sequences: usize) -> Result<&'t [u32], Error> {
         let Targets::Classes(classes) = targets else {
             return Err(Error::Task { loaded: "classification", asked: "next tokens" });
@@ -215,6 +260,35 @@ impl Language {
         }
     }
 
+    fn loss_tangent(
+        &self,
+        pass: TangentPass<'_>,
+        hidden: &Dual,
+        next: &[u32],
+    ) -> Result<(Loss, Vec<f64>), Error> {
+        let (ws, lanes) = (pass.ws(), pass.lanes());
+        let head = |chunk: &Dual, rows: &[usize]| match &self.weight {
+            LanguageWeight::Frozen(linear) => {
+                Ok::<_, Error>(linear.tangent(ws, chunk, None)?.widen(ws, lanes)?)
+            }
+            LanguageWeight::Trained(range) => {
+                let starts = starts_of(rows, pass.starts());
+                let logits = dense::tangent(ws, chunk, &pass.theta()[range.clone()], None, self.vocab)?;
+                Ok(pass.at(&starts).add_product(chunk, Some(range), 1.0, logits)?.widen(ws, lanes)?)
+            }
+        };
+        let (sum, slopes) = loss::causal_lm_tangent(ws, hidden, next, self.vocab, lanes, head)?;
+        let sequences = || pass.starts().windows(2).map(|pair| pair[0] as usize..pair[1] as usize);
+        let of_lane = |lane: &[f64]| -> Vec<f64> {
+            let mean = |rows: Range<usize>| {
+                let counted = next[rows.clone()].iter().filter(|target| **target != loss::IGNORE).count();
+                lane[rows].iter().sum::<f64>() / counted.max(1) as f64
+            };
+            sequences().map(mean).collect()
+        };
+        Ok((sum.into(), slopes.chunks_exact(next.len().max(1)).flat_map(of_lane).collect()))
+    }
+
     fn loss_and_gradient(
         &self,
         pass: Pass<'_>,
@@ -236,4 +310,9 @@ impl Language {
         let (sum, dhidden) = loss::causal_lm_backward(pass.ws, hidden, next, shape, head, head_backward)?;
         Ok((sum.into(), Some(dhidden)))
     }
+}
+
+/// Where the sequences that begin at `starts` begin among some `rows` of them; some may be left without any.
+fn starts_of(rows: &[usize], starts: &[u32]) -> Vec<u32> {
+    starts.iter().map(|&start| rows.partition_point(|row| *row < start as usize) as u32).collect()
 }

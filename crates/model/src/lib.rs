@@ -10,7 +10,7 @@
 //!
 //! The parts, from the inside out: an [adapted linear](adapted) is a frozen linear with whatever is
 //! trained at it; [attention], [mlp] and [norm] are made of those, a [block] of these; [backbone]
-//! runs ranges of blocks forward and backward; [train] adds embeddings, head and loss. A family
+//! runs ranges of blocks forward and backward, [tangent] forward with derivatives; [train] adds embeddings, head and loss. A family
 //! ([families]) is a row of names.
 
 mod adapted;
@@ -18,6 +18,7 @@ mod attention;
 pub mod backbone;
 mod block;
 mod bottleneck;
+mod directions;
 mod embedding;
 mod error;
 mod families;
@@ -36,10 +37,12 @@ pub mod price;
 pub mod side;
 mod source;
 mod spec;
+pub mod tangent;
 mod tokens;
 mod train;
 
 pub use backbone::forward;
+pub use directions::{Directions, Draw, Given, Seeded};
 pub use error::{Error, LoadError};
 pub use families::Family;
 pub use generate::{Sampling, generate};

@@ -2,8 +2,9 @@
 
 use crate::adapted::{self, AdaptedLinear};
 use crate::pass::{Pass, Save};
+use crate::tangent::TangentPass;
 use ops::act::{self, Activation};
-use ops::{Mat, Result};
+use ops::{Dual, Mat, Result};
 
 #[derive(Clone, Debug)]
 pub(crate) enum Mlp {
@@ -58,6 +59,25 @@ impl Mlp {
         match self {
             Mlp::Plain(plain) => plain.forward(pass, x, save),
             Mlp::Gated(gated) => gated.forward(pass, x, save),
+        }
+    }
+
+    /// [`Mlp::forward`] with tangents.
+    pub fn tangent(&self, pass: TangentPass<'_>, x: &Dual) -> Result<Dual> {
+        match self {
+            Mlp::Plain(Plain { up, down, activation }) => {
+                let mut inner = up.tangent(pass, x)?;
+                activation.tangent(pass.ws(), &mut inner)?;
+                down.tangent_last(pass, inner)
+            }
+            Mlp::Gated(Gated { gate, up, down }) => {
+                let (gate, up) = (gate.tangent(pass, x)?, up.tangent(pass, x)?);
+                let directions = gate.directions().max(up.directions());
+                let (gate, up) = (gate.widen(pass.ws(), directions)?, up.widen(pass.ws(), directions)?);
+                let active = act::silu_gate_tangent(pass.ws(), &gate, up)?;
+                drop(gate);
+                down.tangent_last(pass, active)
+            }
         }
     }
 

@@ -1,7 +1,8 @@
 //! Normalisation with weights that are frozen or trained.
 
 use crate::pass::{Pass, Values};
-use ops::{Mat, Result, norm};
+use crate::tangent::TangentPass;
+use ops::{Dual, Mat, Result, norm};
 
 /// Layer norm or RMS norm.
 #[derive(Clone, Debug)]
@@ -17,6 +18,27 @@ impl Norm {
                 norm::layer(pass.ws, x, weight.get(pass.theta), bias.get(pass.theta), *eps)
             }
             Norm::Rms { weight, eps } => norm::rms(pass.ws, x, weight.get(pass.theta), *eps),
+        }
+    }
+
+    /// [`Norm::forward`] with tangents.
+    pub fn tangent(&self, pass: TangentPass<'_>, x: &Dual) -> Result<Dual> {
+        let (ws, theta) = (pass.ws(), pass.theta());
+        match self {
+            Norm::Layer { weight, bias, eps } => {
+                let y = norm::layer_tangent(ws, x, weight.get(theta), bias.get(theta), *eps)?;
+                let y = pass.add_rows(weight.range(), y, |dw, rows| {
+                    let (x, zeros) = (pass.copy_rows(x, rows)?, ws.zeros(1, dw.len())?);
+                    norm::layer(ws, &x, dw, &zeros, *eps)
+                })?;
+                pass.add_bias(bias.range(), y)
+            }
+            Norm::Rms { weight, eps } => {
+                let y = norm::rms_tangent(ws, x, weight.get(theta), *eps)?;
+                pass.add_rows(weight.range(), y, |dw, rows| {
+                    norm::rms(ws, &pass.copy_rows(x, rows)?, dw, *eps)
+                })
+            }
         }
     }
 

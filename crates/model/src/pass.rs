@@ -62,6 +62,14 @@ impl Values {
         }
     }
 
+    /// Its part of `theta`, if it is trained.
+    pub fn range(&self) -> Option<&Range<usize>> {
+        match self {
+            Values::Frozen(_) => None,
+            Values::Trained(range) => Some(range),
+        }
+    }
+
     /// Its part of the gradient, if it is trained.
     pub fn gradient<'a>(&self, gradient: &'a mut [f32]) -> Option<&'a mut [f32]> {
         match self {

@@ -1,9 +1,10 @@
 //! Activation functions, element by element.
 
-use crate::parallel::Parts;
+use crate::parallel::{Parts, block};
 use crate::simd::math::{exp, gauss, map, sigmoid, tanh, zip};
 use crate::simd::{Kernel, Simd};
-use crate::{Mat, Result, Workspace};
+use crate::{Dual, Mat, Result, Workspace};
+use std::ops::Range;
 
 /// A function applied to every element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,6 +33,26 @@ impl Activation {
     /// [`Activation::forward`] in place, where the input is needed no more.
     pub fn apply(self, ws: &Workspace, x: &mut Mat) {
         ws.by_rows(x, |_, x| ws.level().run(Apply { function: self, x }));
+    }
+
+    /// [`Activation::apply`] with tangents: `dx` becomes `f'(x) dx`, then `x` becomes `f(x)`.
+    pub fn tangent(self, ws: &Workspace, x: &mut Dual) -> Result<()> {
+        let (cells, directions) = (x.rows() * x.width(), x.directions());
+        let all = Parts::new(x.stack_mut());
+        by_cells(ws, cells, |at, slope, _| {
+            // SAFETY: blocks of cells are disjoint.
+            let x = unsafe { all.part(at.clone()) };
+            if directions > 0 {
+                slope.fill(1.0);
+                ws.level().run(Chain { function: self, x, dy: slope });
+            }
+            ws.level().run(Apply { function: self, x });
+            for below in 1..=directions {
+                // SAFETY: as above.
+                let dx = unsafe { all.part(below * cells + at.start..below * cells + at.end) };
+                ws.level().run(Times { factor: slope, x: dx });
+            }
+        })
     }
 
     /// Turns `dy` into `dx = dy * f'(x)` in place; `x` is the input of the forward.
@@ -135,6 +156,82 @@ pub fn silu_gate(ws: &Workspace, gate: &Mat, up: &Mat) -> Result<Mat> {
         ws.level().run(Gate { gate: &gate[cells], up: y });
     });
     Ok(y)
+}
+
+/// [`silu_gate`] with tangents, in the place of `up`: `dy = up silu'(gate) dgate + silu(gate) dup`.
+pub fn silu_gate_tangent(ws: &Workspace, gate: &Dual, mut up: Dual) -> Result<Dual> {
+    up.stack().expect("the up projection", gate.stack().rows(), gate.width())?;
+    let (cells, directions) = (gate.rows() * gate.width(), gate.directions());
+    let all = Parts::new(up.stack_mut());
+    by_cells(ws, cells, |at, by_gate, by_up| {
+        // SAFETY: blocks of cells are disjoint.
+        let up = unsafe { all.part(at.clone()) };
+        let gates = &gate.primal()[at.clone()];
+        if directions > 0 {
+            by_up.fill(1.0);
+            ws.level().run(GateChain { gate: gates, up, dy: by_up, dgate: by_gate });
+        }
+        ws.level().run(Gate { gate: gates, up });
+        for index in 0..directions {
+            let below = (index + 1) * cells;
+            // SAFETY: as above.
+            let dup = unsafe { all.part(below + at.start..below + at.end) };
+            ws.level().run(Times { factor: by_up, x: dup });
+            ws.level().run(PlusTimes { factor: by_gate, x: &gate.tangent(index)[at.clone()], y: dup });
+        }
+    })?;
+    Ok(up)
+}
+
+/// Elements of an activation whose slopes exist at once.
+const CELLS: usize = 1 << 12;
+
+/// Shares out `task(cells, scratch, more scratch)`, with as many floats of scratch as cells.
+fn by_cells(
+    ws: &Workspace,
+    cells: usize,
+    task: impl Fn(Range<usize>, &mut [f32], &mut [f32]) + Sync,
+) -> Result<()> {
+    ws.share_scratch(cells.div_ceil(CELLS), 2 * CELLS, |index, scratch| {
+        let at = block(cells, CELLS, index);
+        let (first, second) = scratch.split_at_mut(CELLS);
+        let len = at.len();
+        task(at, &mut first[..len], &mut second[..len]);
+    })
+}
+
+/// `x *= factor`.
+struct Times<'a> {
+    factor: &'a [f32],
+    x: &'a mut [f32],
+}
+
+impl Kernel for Times<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        zip(s, self.factor, self.x, |factor, x| s.mul(factor, x));
+    }
+}
+
+/// `y += factor * x`.
+struct PlusTimes<'a> {
+    factor: &'a [f32],
+    x: &'a [f32],
+    y: &'a mut [f32],
+}
+
+impl Kernel for PlusTimes<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let inputs = self.factor.chunks(S::LANES).zip(self.x.chunks(S::LANES));
+        for ((factor, x), y) in inputs.zip(self.y.chunks_mut(S::LANES)) {
+            s.store(y, s.fma(s.load(factor), s.load(x), s.load(y)));
+        }
+    }
 }
 
 /// `(dgate, dup)` of [`silu_gate`]; `dy` becomes `dup`.

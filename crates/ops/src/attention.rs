@@ -6,12 +6,16 @@
 use crate::error::same;
 use crate::gemm::{Product, Right, Write};
 use crate::panels::{BLOCK, PANEL, Panels, View, pack_all};
-use crate::parallel::{Parts, block, share_out};
+use crate::parallel::{Parts, block};
 use crate::ragged::sequences;
 use crate::simd::math::{dot, exp_from_largest, map, zip};
 use crate::simd::{Kernel, Simd};
 use crate::{Error, Mat, Result, Workspace};
 use std::ops::Range;
+
+mod tangent;
+
+pub use tangent::tangent;
 
 /// How rows are cut into heads. Query head `h` reads key and value head `h / (heads / kv_heads)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,10 +141,11 @@ pub fn backward(
 /// Queries whose scores exist at once: scratch grows with the length of a sequence, not its square.
 const QUERIES: usize = 64;
 
-/// Floats that forward and backward take at most for each thread, where the longest sequence has
-/// this length.
+/// Floats that forward, backward and tangent take at most for each thread, where the longest sequence
+/// has this length.
 pub fn scratch(heads: Heads, longest: usize) -> usize {
-    Forward::scratch(heads, longest, longest).max(Backward::scratch(heads, longest))
+    let forward = Forward::scratch(heads, longest, longest);
+    forward.max(Backward::scratch(heads, longest)).max(tangent::scratch(heads, longest))
 }
 
 /// Shares out `task(sequence, key and value head, scratch)`; `size` is the scratch's.
@@ -151,15 +156,9 @@ fn by_heads(
     size: usize,
     task: impl Fn(usize, usize, &mut [f32]) + Sync,
 ) -> Result<()> {
-    let tasks = sequences * heads.kv_heads;
-    let mut scratch = ws.buffers(ws.threads().min(tasks), size)?;
-    let scratch = Parts::new(&mut scratch);
-    share_out(ws.threads(), tasks, |worker, index| {
-        // SAFETY: each worker has its own part.
-        let scratch = unsafe { scratch.part(worker * size..(worker + 1) * size) };
+    ws.share_scratch(sequences * heads.kv_heads, size, |index, scratch| {
         task(index / heads.kv_heads, index % heads.kv_heads, scratch);
-    });
-    Ok(())
+    })
 }
 
 /// The queries, keys and values of one sequence, with all heads.

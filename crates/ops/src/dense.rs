@@ -4,10 +4,43 @@ use crate::error::same;
 use crate::gemm::{Product, Right, Write};
 use crate::panels::View;
 use crate::parallel::{Parts, block, share_out};
-use crate::{Mat, Result, Workspace};
+use crate::{Dual, Mat, Result, Workspace};
 
 /// `y = x W^T + b`: x is rows x in, `w` out x in, y rows x out.
 pub fn forward(ws: &Workspace, x: &Mat, w: &[f32], bias: Option<&[f32]>, out: usize) -> Result<Mat> {
+    product(ws, x, w, bias, (out, x.rows()))
+}
+
+/// [`forward`] of an activation with tangents, as far as they come from `x`: what a direction that moves
+/// W or b adds is [`forward_add`] of the activation with its part, and [`add_bias`].
+pub fn tangent(ws: &Workspace, x: &Dual, w: &[f32], bias: Option<&[f32]>, out: usize) -> Result<Dual> {
+    x.map(|stack| product(ws, stack, w, bias, (out, x.rows())))
+}
+
+/// `y += scale * x W^T` on some rows: x is rows x in, `w` out x in, y rows x out.
+pub fn forward_add(
+    ws: &Workspace,
+    x: &[f32],
+    w: &[f32],
+    scale: f32,
+    y: &mut [f32],
+    (in_, out): (usize, usize),
+) -> Result<()> {
+    let rows = x.len() / in_.max(1);
+    same("the size of the input", rows * in_, x.len())?;
+    same("the size of the weight", out * in_, w.len())?;
+    same("the size of the output", rows * out, y.len())?;
+    let right = Right::Strided(View::rows(w, in_).transposed());
+    Product::new(rows, out, in_, View::rows(x, in_), right).scaled(scale).write(Write::Add).run(ws, y)
+}
+
+fn product(
+    ws: &Workspace,
+    x: &Mat,
+    w: &[f32],
+    bias: Option<&[f32]>,
+    (out, biased): (usize, usize),
+) -> Result<Mat> {
     let in_ = x.width();
     same("the size of the weight", out * in_, w.len())?;
     if let Some(bias) = bias {
@@ -17,6 +50,7 @@ pub fn forward(ws: &Workspace, x: &Mat, w: &[f32], bias: Option<&[f32]>, out: us
     let right = Right::Strided(View::rows(w, in_).transposed());
     Product::new(x.rows(), out, in_, View::rows(x, in_), right)
         .write(bias.map_or(Write::Set, Write::SetWithBias))
+        .biased(biased)
         .run(ws, &mut y)?;
     Ok(y)
 }

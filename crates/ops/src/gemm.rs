@@ -25,6 +25,8 @@ pub(crate) struct Product<'a> {
     pub right: Right<'a>,
     pub scale: f32,
     pub write: Write<'a>,
+    /// Only this many rows get the bias; those below are tangents.
+    pub biased: usize,
 }
 
 /// Where the right operand comes from.
@@ -62,7 +64,7 @@ const STRIDED_ROWS: usize = 1200;
 impl<'a> Product<'a> {
     /// `c = left right`.
     pub(crate) fn new(m: usize, n: usize, k: usize, left: View<'a>, right: Right<'a>) -> Product<'a> {
-        Product { m, n, k, left, right, scale: 1.0, write: Write::Set }
+        Product { m, n, k, left, right, scale: 1.0, write: Write::Set, biased: m }
     }
 
     pub(crate) fn scaled(self, scale: f32) -> Product<'a> {
@@ -71,6 +73,10 @@ impl<'a> Product<'a> {
 
     pub(crate) fn write(self, write: Write<'a>) -> Product<'a> {
         Product { write, ..self }
+    }
+
+    pub(crate) fn biased(self, biased: usize) -> Product<'a> {
+        Product { biased, ..self }
     }
 
     /// Computes it into `c`, m x n row-major, on the workspace's threads.
@@ -174,7 +180,7 @@ impl Kernel for Block<'_, '_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Product { n, k, right, write, .. } = self.product;
+        let Product { n, k, right, write, biased, .. } = self.product;
         for first in self.panels.map(|panel| panel * PANEL) {
             let wide = width(n, first / PANEL);
             // A sum of no terms is written all the same.
@@ -197,11 +203,19 @@ impl Kernel for Block<'_, '_> {
                     Write::Set if k0 == 0 => Write::Set,
                     _ => Write::Add,
                 };
-                let strip = Strip { slice, wide, columns, k0, write, scale: self.product.scale };
-                for row in self.rows.clone().step_by(S::ROWS) {
-                    let rows = (self.rows.end - row).min(S::ROWS);
+                let scale = self.product.scale;
+                let mut strip = Strip { slice, wide, columns, k0, write, scale };
+                let mut row = self.rows.start;
+                while row < self.rows.end {
+                    // No tile lies across the last row with a bias.
+                    let end = if row < biased { self.rows.end.min(biased) } else { self.rows.end };
+                    if let (true, Write::SetWithBias(_)) = (row >= biased, strip.write) {
+                        strip.write = Write::Set;
+                    }
+                    let rows = (end - row).min(S::ROWS);
                     let c = self.c.wrapping_add(row * self.c_stride + first);
                     strip.rows(s, self.product.left, row, rows, c, self.c_stride);
+                    row += rows;
                 }
             }
         }

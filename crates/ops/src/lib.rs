@@ -1,4 +1,4 @@
-//! The operations of a transformer, each with an explicit forward and backward.
+//! The operations of a transformer, each with an explicit forward, backward and tangent.
 //!
 //! There is no tape: a caller keeps what a backward needs and drops the rest, so peak memory is a
 //! number one can compute beforehand. Conventions that hold everywhere:
@@ -13,6 +13,8 @@
 //!   gradient of it is ever computed. A trainable weight is a plain slice ([`dense`], [`lora`]).
 //! * Gradients of parameters are accumulated into the slice given, gradients of activations are
 //!   returned.
+//! * The tangent of an operation takes and gives a [`Dual`]: an activation with its derivatives along K
+//!   directions. It is exact, forward only, and row for row the same whatever K is.
 //! * Results are bit for bit the same on any number of threads: threads share out outputs, never a
 //!   sum.
 
@@ -20,6 +22,7 @@ pub mod act;
 mod aligned;
 pub mod attention;
 pub mod dense;
+pub mod dual;
 pub mod embed;
 mod error;
 mod gemm;
@@ -37,6 +40,7 @@ mod simd;
 pub mod slice;
 mod workspace;
 
+pub use dual::Dual;
 pub use error::{Error, Result};
 pub use gemm::SCRATCH as PRODUCT_SCRATCH;
 pub use linear::Linear;

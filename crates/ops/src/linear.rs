@@ -5,7 +5,7 @@ use crate::error::same;
 use crate::gemm::{Product, Right, Write};
 use crate::panels::{Panels, View, pack_all};
 use crate::simd::{Kernel, Simd};
-use crate::{Level, Mat, Result, Workspace};
+use crate::{Dual, Level, Mat, Result, Workspace};
 
 /// `y = x W^T + b` with weights that never change.
 ///
@@ -89,7 +89,17 @@ impl Linear {
         self.forward_with(ws, x, Some(bias))
     }
 
+    /// [`Linear::forward_with_bias`] of an activation with tangents: one product, whose bias goes to the
+    /// activation's rows alone.
+    pub fn tangent(&self, ws: &Workspace, x: &Dual, bias: Option<&[f32]>) -> Result<Dual> {
+        x.map(|stack| self.product(ws, stack, bias, x.rows()))
+    }
+
     fn forward_with(&self, ws: &Workspace, x: &Mat, bias: Option<&[f32]>) -> Result<Mat> {
+        self.product(ws, x, bias, x.rows())
+    }
+
+    fn product(&self, ws: &Workspace, x: &Mat, bias: Option<&[f32]>, biased: usize) -> Result<Mat> {
         x.expect("the input of a linear layer", x.rows(), self.in_)?;
         if let Some(bias) = bias {
             same("the length of the bias", self.out, bias.len())?;
@@ -98,6 +108,7 @@ impl Linear {
         let (left, right) = (View::rows(x, self.in_), Right::Packed(self.panels()));
         Product::new(x.rows(), self.out, self.in_, left, right)
             .write(bias.map_or(Write::Set, Write::SetWithBias))
+            .biased(biased)
             .run(ws, &mut y)?;
         Ok(y)
     }

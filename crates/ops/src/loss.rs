@@ -4,7 +4,8 @@ use crate::error::{inside, same};
 use crate::parallel::Parts;
 use crate::simd::math::{exp_from_largest, largest, map};
 use crate::simd::{Kernel, Simd};
-use crate::{Error, Mat, Result, Workspace};
+use crate::slice::dot;
+use crate::{Dual, Error, Mat, Result, Workspace};
 
 /// The target of a row that does not count (-100 in Hugging Face).
 pub const IGNORE: u32 = u32::MAX;
@@ -57,6 +58,19 @@ pub fn cross_entropy_backward(
     }
     ws.by_rows(logits, |_, part| crate::slice::scale(scale, part));
     Ok(loss)
+}
+
+/// [`cross_entropy`], and the derivative of each row's loss along each direction: directions x rows,
+/// zero for rows that do not count.
+pub fn cross_entropy_tangent(ws: &Workspace, logits: &Dual, targets: &[u32]) -> Result<(Loss, Vec<f64>)> {
+    let (rows, width) = (logits.rows(), logits.width());
+    let mut slopes = ws.from_slice(rows, width, logits.primal())?;
+    let loss = cross_entropy_backward(ws, &mut slopes, targets, 1.0)?;
+    let derivative = |index: usize| {
+        let tangents = logits.tangent(index).chunks_exact(width.max(1));
+        tangents.zip(slopes.chunks_exact(width.max(1))).map(|(tangent, slope)| dot(tangent, slope))
+    };
+    Ok((loss, (0..logits.directions()).flat_map(derivative).collect()))
 }
 
 /// Turns logits into probabilities, and the rows that do not count into zeros.
@@ -162,6 +176,46 @@ pub fn causal_lm_backward<S, E: From<Error>>(
         }
     }
     Ok((loss, dhidden))
+}
+
+/// [`causal_lm`], and the derivative of each row's loss along each direction: directions x rows.
+///
+/// `head` turns a chunk and the rows of `hidden` it was made of into the chunk's logits.
+pub fn causal_lm_tangent<E: From<Error>>(
+    ws: &Workspace,
+    hidden: &Dual,
+    targets: &[u32],
+    vocabulary: usize,
+    directions: usize,
+    mut head: impl FnMut(&Dual, &[usize]) -> Result<Dual, E>,
+) -> Result<(Loss, Vec<f64>), E> {
+    same("the number of targets", hidden.rows(), targets.len())?;
+    let (mut loss, mut slopes) = (Loss::default(), vec![0.0; directions * hidden.rows()]);
+    for rows in counted(targets).chunks(tangent_chunk_rows(vocabulary, directions)) {
+        let mut chunk = ws.scratch((1 + hidden.directions()) * rows.len(), hidden.width())?;
+        for copy in 0..=hidden.directions() {
+            for (i, &r) in rows.iter().enumerate() {
+                let from = hidden.stack().row(copy * hidden.rows() + r);
+                chunk.row_mut(copy * rows.len() + i).copy_from_slice(from);
+            }
+        }
+        let chunk_targets: Vec<u32> = rows.iter().map(|&r| targets[r]).collect();
+        let logits = head(&Dual::stacked(chunk, rows.len())?, rows)?;
+        let (part, derivatives) = cross_entropy_tangent(ws, &logits, &chunk_targets)?;
+        loss += part;
+        for (index, derivatives) in derivatives.chunks_exact(rows.len()).enumerate() {
+            for (&r, derivative) in rows.iter().zip(derivatives) {
+                slopes[index * hidden.rows() + r] = *derivative;
+            }
+        }
+    }
+    Ok((loss, slopes))
+}
+
+/// Rows of one chunk of a vocabulary loss with tangents: the logits of all take what they take alone, but
+/// no fewer than 8 rows are worth a product.
+pub fn tangent_chunk_rows(vocabulary: usize, directions: usize) -> usize {
+    (chunk_rows(vocabulary) / (1 + directions)).max(8)
 }
 
 /// The rows that count.

@@ -2,10 +2,12 @@
 
 use crate::dense::{bias_gradient, by_columns};
 use crate::error::same;
-use crate::simd::math::sum;
+use crate::parallel::{Parts, block};
+use crate::simd::math::{dot, map, sum};
 use crate::simd::{Kernel, Simd};
 use crate::workspace::Buffer;
-use crate::{Mat, Result, Workspace};
+use crate::{Dual, Mat, Result, Workspace};
+use std::ops::Range;
 
 /// Layer normalisation (Ba et al. 2016): `(x - mean) / sqrt(var + eps) * w + b` on every row.
 pub fn layer(ws: &Workspace, x: &Mat, w: &[f32], b: &[f32], eps: f32) -> Result<Mat> {
@@ -30,6 +32,13 @@ pub fn layer_backward(
     Ok(dx)
 }
 
+/// [`layer`] with tangents, as far as they come from `x`: what a direction that moves w or b adds is
+/// [`layer`] of the activation with its parts in their places.
+pub fn layer_tangent(ws: &Workspace, x: &Dual, w: &[f32], b: &[f32], eps: f32) -> Result<Dual> {
+    same("the length of the norm's bias", x.width(), b.len())?;
+    tangent(ws, x, w, Some(b), (Centre::Mean, eps))
+}
+
 /// Root-mean-square normalisation (Zhang and Sennrich 2019): `x / sqrt(mean(x^2) + eps) * w`.
 pub fn rms(ws: &Workspace, x: &Mat, w: &[f32], eps: f32) -> Result<Mat> {
     forward(ws, x, w, None, (Centre::Zero, eps))
@@ -51,6 +60,12 @@ pub fn rms_backward(
     Ok(dx)
 }
 
+/// [`rms`] with tangents, as far as they come from `x`: what a direction that moves w adds is [`rms`] of
+/// the activation with its part in its place.
+pub fn rms_tangent(ws: &Workspace, x: &Dual, w: &[f32], eps: f32) -> Result<Dual> {
+    tangent(ws, x, w, None, (Centre::Zero, eps))
+}
+
 /// What a row is measured from.
 #[derive(Clone, Copy)]
 enum Centre {
@@ -69,6 +84,26 @@ fn forward(ws: &Workspace, x: &Mat, w: &[f32], b: Option<&[f32]>, kind: Kind) ->
         ws.level().run(Normalise { x: &x[rows.start * width..rows.end * width], w, b, kind, y });
     });
     Ok(y)
+}
+
+fn tangent(ws: &Workspace, x: &Dual, w: &[f32], b: Option<&[f32]>, kind: Kind) -> Result<Dual> {
+    same("the length of the norm's weight", x.width(), w.len())?;
+    let (rows, width, directions) = (x.rows(), x.width(), x.directions());
+    let mut y = ws.scratch(x.stack().rows(), width)?;
+    let out = Parts::new(&mut y);
+    /// Rows of a task.
+    const ROWS: usize = 16;
+    ws.share_scratch(rows.div_ceil(ROWS), width, |index, unit| {
+        let rows = block(rows, ROWS, index);
+        let cells = rows.start * width..rows.end * width;
+        // SAFETY: blocks of rows are disjoint.
+        let y = unsafe { out.part(cells.clone()) };
+        ws.level().run(Normalise { x: &x.primal()[cells], w, b, kind, y });
+        if directions > 0 {
+            ws.level().run(Tangent { x, w, kind, rows, unit, dy: out });
+        }
+    })?;
+    Dual::stacked(y, rows)
 }
 
 fn input_gradient(ws: &Workspace, x: &Mat, dy: &Mat, w: &[f32], kind: Kind) -> Result<Mat> {
@@ -189,6 +224,51 @@ impl Kernel for InputGradient<'_> {
                 let unit = s.mul(s.sub(s.load(x), means), inverses);
                 let g = s.mul(s.load(dy), s.load(w));
                 s.store(dx, s.mul(inverses, s.sub(s.sub(g, total), s.mul(unit, along))));
+            }
+        }
+    }
+}
+
+/// `dy = inverse * w * (dx - mean(dx) - unit * mean(dx * unit))`, where a norm around zero has no
+/// `mean(dx)`: the transpose of [`InputGradient`].
+struct Tangent<'a, 's> {
+    x: &'a Dual,
+    w: &'a [f32],
+    kind: Kind,
+    rows: Range<usize>,
+    /// Scratch for a row.
+    unit: &'s mut [f32],
+    /// All of the output; its tangents at `rows` are this task's own.
+    dy: Parts<'a>,
+}
+
+impl Kernel for Tangent<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Tangent { x, w, kind, rows, unit, dy } = self;
+        let (width, share) = (w.len(), 1.0 / w.len() as f32);
+        for row in rows {
+            let (mean, inverse) = measure(s, x.stack().row(row), kind);
+            let (means, inverses) = (s.splat(mean), s.splat(inverse));
+            unit.copy_from_slice(x.stack().row(row));
+            map(s, unit, |x| s.mul(s.sub(x, means), inverses));
+            for below in 1..=x.directions() {
+                let row = below * x.rows() + row;
+                let dx = x.stack().row(row);
+                let total = match kind.0 {
+                    Centre::Mean => s.splat(sum(s, dx) * share),
+                    Centre::Zero => s.splat(0.0),
+                };
+                let along = s.splat(dot(s, dx, unit) * share);
+                // SAFETY: nobody else writes the tangents of this row.
+                let dy = unsafe { dy.part(row * width..(row + 1) * width) };
+                let inputs = dx.chunks(S::LANES).zip(unit.chunks(S::LANES)).zip(w.chunks(S::LANES));
+                for (((dx, unit), w), dy) in inputs.zip(dy.chunks_mut(S::LANES)) {
+                    let rest = s.sub(s.sub(s.load(dx), total), s.mul(s.load(unit), along));
+                    s.store(dy, s.mul(s.mul(inverses, s.load(w)), rest));
+                }
             }
         }
     }

@@ -97,14 +97,35 @@ impl Workspace {
     /// Runs `task(rows, part)` over blocks of the rows of `mat`, where `part` are these rows of it.
     pub(crate) fn by_rows(&self, mat: &mut Mat, task: impl Fn(Range<usize>, &mut [f32]) + Sync) {
         let (rows, width) = (mat.rows(), mat.width());
-        let size = (BLOCK / width.max(1)).max(1);
         let parts = Parts::new(mat);
-        share_out(self.threads, rows.div_ceil(size), |_, index| {
-            let rows = block(rows, size, index);
+        self.share_rows(rows, width, |rows| {
             // SAFETY: blocks of rows are disjoint.
             let part = unsafe { parts.part(rows.start * width..rows.end * width) };
             task(rows, part);
         });
+    }
+
+    /// Runs `task(index, scratch)` for every index below `tasks`, each thread with `size` floats of its own
+    /// that hold what its last task left there.
+    pub(crate) fn share_scratch(
+        &self,
+        tasks: usize,
+        size: usize,
+        task: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Result<()> {
+        let mut scratch = self.buffers(self.threads.min(tasks), size)?;
+        let scratch = Parts::new(&mut scratch);
+        share_out(self.threads, tasks, |worker, index| {
+            // SAFETY: each worker has its own part.
+            task(index, unsafe { scratch.part(worker * size..(worker + 1) * size) });
+        });
+        Ok(())
+    }
+
+    /// Runs `task` over blocks of `rows` rows of this width.
+    pub(crate) fn share_rows(&self, rows: usize, width: usize, task: impl Fn(Range<usize>) + Sync) {
+        let size = (BLOCK / width.max(1)).max(1);
+        share_out(self.threads, rows.div_ceil(size), |_, index| task(block(rows, size, index)));
     }
 }
 
