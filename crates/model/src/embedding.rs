@@ -45,8 +45,8 @@ impl Embedding {
         if let Some((Values::Trained(range), offset)) = &self.positions {
             sum = pass.add_gathered(range, &positions(tokens, *offset), sum)?;
         }
-        if let Some(Values::Trained(range)) = &self.types {
-            sum = pass.add_gathered(range, &vec![0; tokens.rows()], sum)?;
+        if let Some((Values::Trained(range), segments)) = &self.types {
+            sum = pass.add_gathered(range, &tokens.segments(*segments), sum)?;
         }
         match &self.norm {
             Some(norm) => norm.tangent(pass, &sum),

@@ -108,7 +108,11 @@ impl Head {
         targets: &Targets,
     ) -> Result<(Loss, Vec<f64>), Error> {
         let hidden = match &self.norm {
-            Some(norm) => norm.tangent(pass, &x)?,
+            Some(norm) => {
+                let hidden = norm.tangent(pass, &x)?;
+                drop(x);
+                hidden
+            }
             None => x,
         };
         match &self.kind {

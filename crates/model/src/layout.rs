@@ -159,6 +159,14 @@ impl Layout {
         above.map_or(self.total, |site| site.offset)
     }
 
+    /// The sites inside of `range` alone, where they stand.
+    pub(crate) fn within(&self, range: &Range<usize>) -> Layout {
+        let inside = |site: &&Site| range.start <= site.offset && site.range().end <= range.end;
+        let sites: Vec<Site> = self.sites.iter().filter(inside).cloned().collect();
+        let by_name = sites.iter().enumerate().map(|(index, site)| (site.name.clone(), index)).collect();
+        Layout { sites, layers: self.layers.clone(), by_name, total: self.total }
+    }
+
     /// Whether anything before `place` is trained: whether a gradient has to come down to it.
     pub(crate) fn trains_below(&self, place: Place) -> bool {
         self.sites.first().is_some_and(|site| site.place < place)

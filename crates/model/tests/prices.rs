@@ -2,12 +2,13 @@
 
 mod support;
 
-use base::Meter;
-use ops::Workspace;
+use base::{Meter, Seed};
+use ops::{Dual, Workspace};
 use support::{load, repository, shared_model};
+use undertone_model::tangent::{self, Fan};
 use undertone_model::{
-    Activations, Model, PeftConfig, PeftKind, Pooling, Targets, Task, Tokens, loss, loss_and_gradient,
-    price,
+    Activations, Draw, Model, PeftConfig, PeftKind, Pooling, Seeded, Targets, Task, Tokens, loss,
+    loss_and_gradient, price,
 };
 
 const KINDS: [PeftKind; 6] = [
@@ -53,10 +54,36 @@ fn check(model: &Model, theta: &[f32], lengths: &[usize]) {
         done.unwrap_or_else(|error| panic!("{name} {activations:?}: {error}"));
         assert_price(&format!("{name} {activations:?}"), price.bytes, meter.peak());
     }
+    check_tangents(&name, model, theta, &tokens, &targets);
     let price = price::inference(spec, task, layout, &tokens.starts);
     let meter = Meter::unlimited();
     loss(&Workspace::new(&meter, 2), model, theta, &tokens, &targets).unwrap();
     assert_price(&format!("{name} inference"), price.bytes, meter.peak());
+}
+
+/// A pass with tangents: of everything, and of the last block and the head from what is below.
+fn check_tangents(name: &str, model: &Model, theta: &[f32], tokens: &Tokens, targets: &Targets) {
+    let (spec, task, layout, starts) = (&model.spec, &model.task, &*model.layout, &tokens.starts);
+    let last = spec.layers - 1;
+    for (lanes, first) in [(1, 0), (5, 0), (3, last)] {
+        let seeds: Vec<Seed> = (0..lanes as u64).map(Seed).collect();
+        let moves = if first == 0 { 0..layout.total() } else { layout.cut(first)..layout.total() };
+        let directions = Seeded { seeds: &seeds, draw: Draw::Sign, moves: moves.clone() };
+        let fan = Fan::batch(&directions);
+        let price = price::Tangents { spec, task, layout, starts, lanes, moves }.loss_from(first);
+        let meter = Meter::new(price.bytes);
+        let ws = Workspace::new(&meter, 2);
+        let run = || {
+            if first == 0 {
+                return tangent::loss(&ws, model, theta, tokens, targets, fan);
+            }
+            let x = Dual::constant(ws.zeros(tokens.rows(), spec.width)?);
+            let x = tangent::blocks(&ws, model, theta, first..spec.layers, x, starts, fan)?;
+            tangent::head_loss(&ws, model, theta, x, (tokens, targets), fan)
+        };
+        run().unwrap_or_else(|error| panic!("{name}, {lanes} tangents from {first}: {error}"));
+        assert_price(&format!("{name}, {lanes} tangents from {first}"), price.bytes, meter.peak());
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@ use std::ops::Range;
 
 mod tangent;
 
-pub use tangent::tangent;
+pub use tangent::{tangent, tangent_scratch};
 
 /// How rows are cut into heads. Query head `h` reads key and value head `h / (heads / kv_heads)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,11 +141,10 @@ pub fn backward(
 /// Queries whose scores exist at once: scratch grows with the length of a sequence, not its square.
 const QUERIES: usize = 64;
 
-/// Floats that forward, backward and tangent take at most for each thread, where the longest sequence
-/// has this length.
+/// Floats that forward and backward take at most for each thread, where the longest sequence has
+/// this length.
 pub fn scratch(heads: Heads, longest: usize) -> usize {
-    let forward = Forward::scratch(heads, longest, longest);
-    forward.max(Backward::scratch(heads, longest)).max(tangent::scratch(heads, longest))
+    Forward::scratch(heads, longest, longest).max(Backward::scratch(heads, longest))
 }
 
 /// Shares out `task(sequence, key and value head, scratch)`; `size` is the scratch's.

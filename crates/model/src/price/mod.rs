@@ -20,7 +20,8 @@ use crate::spec::{Role, Shape, Spec, Task};
 use crate::tokens::Activations;
 use base::Cost;
 use serde::Serialize;
-use walk::Walk;
+use std::ops::Range;
+use walk::{Fan, Walk};
 
 /// One `loss_and_gradient` on a batch of these sequences.
 pub fn training(
@@ -88,6 +89,39 @@ impl Split<'_> {
 
     fn walk(&self) -> Walk<'_> {
         Walk::new(self.spec, self.task, self.layout, self.starts)
+    }
+}
+
+/// A pass with tangents ([`tangent`](crate::tangent)) over a batch of these sequences.
+#[derive(Clone, Debug)]
+pub struct Tangents<'a> {
+    pub spec: &'a Spec,
+    pub task: &'a Task,
+    pub layout: &'a Layout,
+    pub starts: &'a [u32],
+    /// K: the tangents of an activation.
+    pub lanes: usize,
+    /// The range of `theta` that the directions move: it begins and ends where a module does.
+    pub moves: Range<usize>,
+}
+
+impl Tangents<'_> {
+    /// The loss and its derivatives from the input of block `first`, which counts; with 0 from the tokens.
+    pub fn loss_from(&self, first: usize) -> Cost {
+        let (mut walk, fan) = (Walk::new(self.spec, self.task, self.layout, self.starts), self.fan());
+        walk.tangents_of_loss(&fan, first);
+        walk.cost()
+    }
+
+    /// Embeddings and the blocks below `cut`; their output counts.
+    pub fn lower(&self, cut: usize) -> Cost {
+        let (mut walk, fan) = (Walk::new(self.spec, self.task, self.layout, self.starts), self.fan());
+        walk.tangents_below(&fan, cut);
+        walk.cost()
+    }
+
+    fn fan(&self) -> Fan {
+        Fan { lanes: self.lanes as u64, moved: self.layout.within(&self.moves) }
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod ends;
 mod halves;
+mod tangents;
 
 use super::sites::{Block, Linear};
 use crate::families::NormOrder;
@@ -13,6 +14,7 @@ use crate::tokens::Activations;
 use base::Cost;
 use ops::attention::{self, Heads};
 use std::ops::Range;
+pub(super) use tangents::Fan;
 
 pub(super) struct Walk<'a> {
     spec: &'a Spec,
@@ -27,6 +29,8 @@ pub(super) struct Walk<'a> {
     live: u64,
     peak: u64,
     flops: u64,
+    /// Whether attention runs with tangents.
+    tangents: bool,
 }
 
 /// Floats a block's forward leaves behind.
@@ -62,6 +66,7 @@ impl<'a> Walk<'a> {
             live: 0,
             peak: 0,
             flops: 0,
+            tangents: false,
         }
     }
 
@@ -185,7 +190,9 @@ impl<'a> Walk<'a> {
     /// Floats a kernel takes beside the matrices.
     fn kernel_scratch(&self) -> u64 {
         let Spec { heads, kv_heads, head_dim, .. } = *self.spec;
-        let attention = attention::scratch(Heads { heads, kv_heads, head_dim }, self.longest as usize);
+        let heads = Heads { heads, kv_heads, head_dim };
+        let scratch = if self.tangents { attention::tangent_scratch } else { attention::scratch };
+        let attention = scratch(heads, self.longest as usize);
         attention.max(ops::PRODUCT_SCRATCH) as u64
     }
 

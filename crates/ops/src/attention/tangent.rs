@@ -1,6 +1,6 @@
 //! Attention with tangents.
 
-use super::{Forward, Heads, Mask, QUERIES, Sequence, by_heads, score_gradient};
+use super::{Forward, Heads, Mask, QUERIES, Sequence, by_heads, forward, score_gradient};
 use crate::gemm::{Product, Right, Write};
 use crate::panels::{PANEL, Panels, View, pack_all};
 use crate::parallel::Parts;
@@ -24,11 +24,14 @@ pub fn tangent(
     mask: Mask,
 ) -> Result<Dual> {
     heads.check(q.stack(), k.stack(), v.stack())?;
+    if q.is_constant() {
+        return forward(ws, q.stack(), k.stack(), v.stack(), heads, starts, mask).map(Dual::constant);
+    }
     let rows = q.rows();
     let ranges: Vec<_> = sequences(starts, rows)?.collect();
     let mut y = ws.scratch(q.stack().rows(), heads.width())?;
     let out = Parts::new(&mut y);
-    let size = scratch(heads, ranges.iter().map(Range::len).max().unwrap_or(0));
+    let size = tangent_scratch(heads, ranges.iter().map(Range::len).max().unwrap_or(0));
     by_heads(ws, ranges.len(), heads, size, |sequence, kv, scratch| {
         let range = ranges[sequence].clone();
         let of = Sequence::new(q.primal(), k.primal(), v.primal(), range.clone(), range, heads, mask);
@@ -37,8 +40,8 @@ pub fn tangent(
     Dual::stacked(y, rows)
 }
 
-/// Floats that [`tangent`] takes for each thread, where the longest sequence has this length.
-pub(super) fn scratch(heads: Heads, longest: usize) -> usize {
+/// Floats that [`tangent`] takes at most for each thread, where the longest sequence has this length.
+pub fn tangent_scratch(heads: Heads, longest: usize) -> usize {
     // The moving keys and values, and the moving scores, beside what stands still.
     2 * Forward::scratch(heads, longest, longest)
 }
