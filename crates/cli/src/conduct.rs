@@ -90,6 +90,7 @@ pub fn conduct(
     let trained = (prepared.assembly.trained)(&ended.server)
         .map_err(context(Exit::Failed, "the server's final snapshot cannot be read"))?;
     let summary = log.summary(&ended, &trained);
+    let summary = Summary { server_resident: prepared.server_resident, ..summary };
     summary.write(&run.file(run_dir::SUMMARY)).map_err(files)?;
     if let Some(checkpoint) = &ended.checkpoint {
         log.save(checkpoint)?;

@@ -3,6 +3,7 @@
 
 use crate::builtin::{self, Split};
 use crate::errors::{Exit, Failure, context};
+use crate::memory::PROCESS;
 use crate::run_dir::{self, RunDir};
 use crate::scenario::{BUILTIN, DataConfig, ModelConfig, Scenario, TaskKind};
 use base::{Blob, Seed, units};
@@ -10,7 +11,7 @@ use data::{Columns, Dataset, Encoded, Holdings, PartitionConfig, Tokenizer};
 use federation::{Acceptance, Member, Plan};
 use methods::{Assembly, Quote, Setup, Workload};
 use model::{Model, PeftConfig, Task};
-use report::{Clock, DeviceClass, RunInfo};
+use report::{Clock, DeviceClass, Resident, RunInfo};
 use sim::SimConfig;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -25,6 +26,8 @@ pub struct Prepared {
     pub sim: SimConfig,
     /// Where the method trains a model.
     pub material: Option<Material>,
+    /// What the server keeps between jobs, where the method says so.
+    pub server_resident: Option<Resident>,
     /// The decisions of the run that this one replays.
     replay: Option<Acceptance>,
 }
@@ -66,8 +69,18 @@ pub fn prepare(
     let options = scenario.method.options.clone();
     let work = material.as_ref().map(|material| material.work.clone());
     let setup = Setup { server: fleet.server, devices, plan, seed, options, work };
+    let before = PROCESS.used();
     let mut assembly = (scenario.entry().assemble)(setup)
         .map_err(|error| Failure::new(Exit::Usage, format!("method {}: {error}", scenario.method.name)))?;
+    let server_resident = assembly.server_quote.map(|quote| Resident {
+        models: quote.models,
+        model_bytes: quote.model_bytes,
+        adapter_bytes: quote.adapter_bytes,
+        measured_model_bytes: PROCESS.used().saturating_sub(before),
+    });
+    let server = &mut assembly.federation.server;
+    let kept = server_resident.map_or(0, |kept| kept.total());
+    server.memory_bytes = server.memory_bytes.saturating_sub(kept);
     let members = assembly.federation.devices.clone();
     for (member, quote) in assembly.federation.devices.iter_mut().zip(&assembly.quotes) {
         member.memory_bytes = member.memory_bytes.saturating_sub(quote.resident_bytes);
@@ -79,7 +92,7 @@ pub fn prepare(
         checkpoint_rounds: u32::from(assembly.federation.devices.len() <= CHECKPOINTED),
         ..SimConfig::new(seed, threads)
     };
-    Ok(Prepared { scenario, members, assembly, sim, material, replay })
+    Ok(Prepared { scenario, members, assembly, sim, material, server_resident, replay })
 }
 
 /// Fleets up to this size are checkpointed after every round, so that a kill costs a round at most.

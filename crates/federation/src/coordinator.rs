@@ -300,7 +300,7 @@ impl<S: Side> Coordinator<S> {
     /// Hand the queued events to the half, one after another, and carry out what it asks for.
     fn run_queue(&mut self, turn: &mut Turn<'_, S>) {
         while let Some(event) = turn.queue.pop_front() {
-            let mut cx = Cx::new();
+            let mut cx = Cx::new(turn.now);
             self.state.side.handle(event, &mut cx);
             self.carry_out(cx, turn);
             if turn.queue.is_empty() {

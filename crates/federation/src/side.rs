@@ -1,7 +1,7 @@
 //! What the author of a method writes, twice per file: the device's half and the server's half.
 
 use crate::Eval;
-use base::{Cost, Meter, Node};
+use base::{Cost, Meter, Node, Time};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -90,6 +90,7 @@ pub struct Summary {
 
 /// What a half may ask for, and nothing else.
 pub struct Cx<S: Side> {
+    now: Time,
     pub(crate) sends: Vec<(Node, S::Out)>,
     pub(crate) jobs: Vec<S::Job>,
     pub(crate) finished: Vec<Node>,
@@ -98,8 +99,15 @@ pub struct Cx<S: Side> {
 }
 
 impl<S: Side> Cx<S> {
-    pub(crate) fn new() -> Self {
-        Cx { sends: Vec::new(), jobs: Vec::new(), finished: Vec::new(), refused: Vec::new(), closed: None }
+    pub(crate) fn new(now: Time) -> Self {
+        let (sends, jobs, finished, refused) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Cx { now, sends, jobs, finished, refused, closed: None }
+    }
+
+    /// When the event came, as the driver says. What a half does by it depends on how fast devices and
+    /// links are, and is the same in two runs only where those are.
+    pub fn now(&self) -> Time {
+        self.now
     }
 
     /// Say something to the other half on `to`. It arrives once and in order, or `to` is lost. What is

@@ -200,7 +200,7 @@ impl<S: Side> Worker<S> {
     }
 
     fn deliver(&mut self, now: Time, event: Event<S>, fx: &mut Effects) {
-        let mut cx = Cx::new();
+        let mut cx = Cx::new(now);
         self.state.side.handle(event, &mut cx);
         if let Some((_, reason)) = cx.refused.into_iter().next() {
             let fault = Fact::Malformed { from: SERVER, reason: reason.clone() };

@@ -19,7 +19,7 @@ mod train;
 
 pub use evaluate::evaluate;
 pub use lab::{Lab, Workload};
-pub use method::{Assembly, Entry, Method, Quote, Setup, SetupError};
+pub use method::{Assembly, Entry, Method, Quote, ServerQuote, Setup, SetupError};
 pub use train::TrainConfig;
 
 /// Every method there is.

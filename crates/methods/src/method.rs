@@ -34,6 +34,14 @@ pub trait Method: Sized + Send + Sync + 'static {
     fn server(&self) -> (Self::Server, Arc<<Self::Server as Side>::Bench>);
     /// What one round asks of a device, by arithmetic alone.
     fn quote(&self, node: Node) -> Quote;
+    /// On which terms a device begins, in a few words, for a method that has some to agree on.
+    fn terms(&self, _node: Node) -> Option<String> {
+        None
+    }
+    /// What the server holds between jobs, for a method whose point that is.
+    fn server_quote(&self) -> Option<ServerQuote> {
+        None
+    }
     /// The trained parameters, little-endian f32.
     fn trained(server: Self::Server) -> Blob;
 }
@@ -62,6 +70,16 @@ pub struct Quote {
     pub down_bytes: u64,
 }
 
+/// What the server holds between jobs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServerQuote {
+    /// Models, or upper parts of one.
+    pub models: u32,
+    pub model_bytes: u64,
+    /// Adapters with their optimisers, of all devices together.
+    pub adapter_bytes: u64,
+}
+
 /// A federation ready for a driver, and how to read its result.
 pub struct Assembly {
     pub federation: Federation,
@@ -69,6 +87,9 @@ pub struct Assembly {
     pub trained: fn(&Packet) -> Result<Blob, CodecError>,
     /// One a device, in node order.
     pub quotes: Vec<Quote>,
+    /// One a device, in node order: [`Method::terms`].
+    pub terms: Vec<Option<String>>,
+    pub server_quote: Option<ServerQuote>,
 }
 
 /// The scenario asks for something this method cannot do.
@@ -128,6 +149,8 @@ fn assemble<M: Method>(mut setup: Setup) -> Result<Assembly, SetupError> {
         .map_err(|error: toml::de::Error| SetupError(error.message().into()))?;
     let method = M::new(options, &setup)?;
     let quotes = setup.devices.iter().map(|member| method.quote(member.node)).collect();
+    let terms = setup.devices.iter().map(|member| method.terms(member.node)).collect();
+    let server_quote = method.server_quote();
     let Setup { server, devices, plan, seed, .. } = setup;
     let members = devices.clone();
     let build = move |node: Node| -> Box<dyn Machine> {
@@ -144,5 +167,7 @@ fn assemble<M: Method>(mut setup: Setup) -> Result<Assembly, SetupError> {
         federation: Federation { server, devices, build: Box::new(build) },
         trained: |snapshot| side_of::<M::Server>(snapshot).map(M::trained),
         quotes,
+        terms,
+        server_quote,
     })
 }

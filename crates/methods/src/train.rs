@@ -226,8 +226,18 @@ fn learner_bytes(lab: &Lab) -> u64 {
     8 * parameters as u64 + Optimizer::state_bytes(&lab.work.recipe.optimizer(), parameters)
 }
 
-/// The batches of a pass, in groups of one optimiser step.
+/// The batches of a pass, in groups of one optimiser step, `max_steps` at most.
 pub fn steps(lab: &Lab, rows: &[u32], pass: &Pass) -> Vec<Vec<Vec<u32>>> {
+    let mut steps = all_steps(lab, rows, pass);
+    let most = lab.work.recipe.max_steps;
+    if most > 0 {
+        steps.truncate(most as usize);
+    }
+    steps
+}
+
+/// The same, however many steps there are.
+pub fn all_steps(lab: &Lab, rows: &[u32], pass: &Pass) -> Vec<Vec<Vec<u32>>> {
     let recipe = &lab.work.recipe;
     let mut steps = Vec::new();
     for epoch in 0..recipe.local_epochs {
@@ -235,9 +245,6 @@ pub fn steps(lab: &Lab, rows: &[u32], pass: &Pass) -> Vec<Vec<Vec<u32>>> {
         let batches = Epoch::new(rows, size, lab.seed, pass.round.into(), pass.node, epoch.into());
         let batches: Vec<Vec<u32>> = batches.batches().map(<[u32]>::to_vec).collect();
         steps.extend(batches.chunks(recipe.gradient_accumulation_steps.get()).map(<[_]>::to_vec));
-    }
-    if recipe.max_steps > 0 {
-        steps.truncate(recipe.max_steps as usize);
     }
     steps
 }

@@ -132,8 +132,12 @@ pub(crate) fn end(summary: &Summary) -> String {
     leaves.push(format!("time    {time} {clock}, {wall} on this machine"));
     leaves.push(format!("moved   {} up, {} down", units::bytes(bytes.up), units::bytes(bytes.down)));
     let (device, server) = (summary.device_peak_bytes.max, summary.server_peak_bytes);
+    let kept = summary.server_resident.map_or(String::new(), |kept| {
+        let (models, adapters) = (units::bytes(kept.model_bytes), units::bytes(kept.adapter_bytes));
+        format!(" beside {models} of models ({}) and {adapters} of adapters", kept.models)
+    });
     leaves.push(format!(
-        "memory  device peak {}, server peak {}",
+        "memory  device peak {}, server peak {}{kept}",
         units::bytes(device),
         units::bytes(server)
     ));

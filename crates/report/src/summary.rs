@@ -41,6 +41,9 @@ pub struct Summary {
     pub bytes: Bytes,
     pub device_peak_bytes: Peaks,
     pub server_peak_bytes: u64,
+    /// What the server keeps between jobs, where the method is about that; peaks of jobs come on top.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_resident: Option<Resident>,
     /// The most memory the process that ran it all held, where that was counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process_peak_bytes: Option<u64>,
@@ -101,6 +104,24 @@ pub struct Peaks {
     pub by_class: BTreeMap<String, u64>,
 }
 
+/// What a server keeps between jobs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resident {
+    /// Models, or upper parts of one.
+    pub models: u32,
+    pub model_bytes: u64,
+    /// Adapters with their optimisers, when every device is in the middle of its pass.
+    pub adapter_bytes: u64,
+    /// What building the models took, as the allocator counted it.
+    pub measured_model_bytes: u64,
+}
+
+impl Resident {
+    pub fn total(&self) -> u64 {
+        self.model_bytes + self.adapter_bytes
+    }
+}
+
 /// `summary.json` cannot be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum SummaryError {
@@ -124,6 +145,7 @@ impl Summary {
             bytes: Bytes { up: fold.bytes_up, down: fold.bytes_down },
             device_peak_bytes: Peaks::of(info, &classes),
             server_peak_bytes: fold.server.job_peak_bytes,
+            server_resident: None,
             process_peak_bytes: None,
             messages: fold.messages,
             messages_lost: Some(fold.unarrived).filter(|_| info.clock == Clock::Virtual),

@@ -1,7 +1,7 @@
 //! What is still to happen, in virtual order.
 
 use crate::pool::Ticket;
-use base::{Node, Time};
+use base::{Cost, Node, Time};
 use federation::{Input, JobId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -25,8 +25,9 @@ pub struct Event {
 pub enum What {
     /// The node is told something.
     Input(Input),
-    /// A job that began then is over.
-    Ends { job: JobId, begin: Time },
+    /// A job that began then is over. Its cost is the one agreed on when it began: after a rest, the
+    /// bench is empty and the same job would be priced differently.
+    Ends { job: JobId, begin: Time, cost: Cost },
     /// The node's process is killed, and stays dead this long.
     Kill { down_s: f64 },
     /// The node's process is started again.

@@ -211,7 +211,7 @@ impl World<'_> {
             end = begin.after(cost.flops as f64 / member.flops_per_s);
             host.tally.idle = end;
         }
-        let ticket = self.agenda.schedule(end, node, What::Ends { job, begin });
+        let ticket = self.agenda.schedule(end, node, What::Ends { job, begin, cost });
         host.running.insert(job, Running { ticket, label, cost, begin });
         self.pool.submit(ticket, work);
     }
@@ -348,8 +348,8 @@ impl World<'_> {
         self.tracer.hash = from.hash;
         let mut ends = BTreeMap::new();
         for (ticket, event) in self.agenda.iter() {
-            if let What::Ends { job, begin } = event.what {
-                ends.insert((event.node, job), (*ticket, begin));
+            if let What::Ends { job, begin, cost } = event.what {
+                ends.insert((event.node, job), (*ticket, begin, cost));
             }
         }
         for Saved { node, alive, journal, tally } in from.hosts {
@@ -359,9 +359,9 @@ impl World<'_> {
                 host.process = Process::Dead(journal);
                 continue;
             }
-            for Task { id, label, cost, work } in host.process.resume(journal, self.federation, node) {
+            for Task { id, label, work, .. } in host.process.resume(journal, self.federation, node) {
                 // A job without an end was refused, and that answer is on the agenda.
-                if let Some(&(ticket, begin)) = ends.get(&(node, id)) {
+                if let Some(&(ticket, begin, cost)) = ends.get(&(node, id)) {
                     host.running.insert(id, Running { ticket, label, cost, begin });
                     self.pool.submit(ticket, work);
                 }

@@ -6,8 +6,8 @@ use base::units;
 use clap::Args;
 use federation::Member;
 use methods::{Quote, Workload};
-use report::Table;
-use std::collections::BTreeMap;
+use report::{Resident, Table};
+use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Debug, Args)]
 pub struct Plan {
@@ -26,6 +26,9 @@ impl Plan {
         }
         print(classes(&prepared));
         print(whole(&prepared));
+        if let Some(kept) = &prepared.server_resident {
+            print(server(kept));
+        }
         prepared.unfit()?;
         Ok(Exit::Completed)
     }
@@ -54,10 +57,13 @@ struct Class {
     seconds: f64,
     up: u64,
     down: u64,
+    /// What the method agreed on with each of them, without repetition.
+    terms: BTreeSet<String>,
 }
 
 impl Class {
-    fn add(&mut self, member: &Member, quote: &Quote) {
+    fn add(&mut self, member: &Member, quote: &Quote, terms: Option<&String>) {
+        self.terms.extend(terms.cloned());
         self.devices += 1;
         self.unfit += u32::from(!fits(member, quote));
         self.examples = self.examples.max(member.examples);
@@ -79,11 +85,13 @@ fn round_seconds(member: &Member, quote: &Quote) -> f64 {
 
 fn classes(prepared: &Prepared) -> String {
     let mut classes: BTreeMap<&str, Class> = BTreeMap::new();
-    for (member, quote) in prepared.quoted() {
-        classes.entry(&member.class).or_default().add(member, quote);
+    let terms = &prepared.assembly.terms;
+    for ((member, quote), terms) in prepared.quoted().zip(terms) {
+        classes.entry(&member.class).or_default().add(member, quote, terms.as_ref());
     }
-    let mut table =
-        Table::new(1, ["class", "devices", "rows", "needs", "has", "fits", "work", "time", "up", "down"]);
+    let mut head = vec!["class", "devices", "rows", "needs", "has", "fits", "work", "time", "up", "down"];
+    head.extend(terms.iter().any(Option::is_some).then_some("terms"));
+    let mut table = Table::new(1, head);
     for (name, class) in &classes {
         let fit = class.devices - class.unfit;
         table.row(vec![
@@ -97,9 +105,21 @@ fn classes(prepared: &Prepared) -> String {
             units::seconds(class.seconds),
             units::bytes(class.up),
             units::bytes(class.down),
+            class.terms.iter().cloned().collect::<Vec<_>>().join(" | "),
         ]);
     }
     format!("the fullest device of each class, one round:\n{table}")
+}
+
+/// What the server keeps, as counted twice: by arithmetic, and by the allocator.
+fn server(kept: &Resident) -> String {
+    let Resident { models, model_bytes, adapter_bytes, measured_model_bytes } = *kept;
+    format!(
+        "the server keeps {} of models ({models}; the allocator says {}) and {} of adapters and optimisers\n",
+        units::bytes(model_bytes),
+        units::bytes(measured_model_bytes),
+        units::bytes(adapter_bytes)
+    )
 }
 
 fn whole(prepared: &Prepared) -> String {

@@ -1,14 +1,16 @@
 //! The device's half.
 
-use super::step::{self, Stash, price_of_backward, price_of_forward};
-use super::{Activations, Backward, Options, Order, Report};
+use super::parts::Part;
+use super::step::{self, Stash, price_of_forward, price_of_judging, price_of_learning};
+use super::{Activations, Between, Half, Judged, Labels, Options, Order, Report, Terms};
 use crate::train;
 use crate::{Lab, Quote};
 use base::{Blob, Cost, Meter, Node, SERVER};
 use federation::{Cx, Event, Fault, Side};
 use model::optim::Optimizer;
-use model::{Layout, Model, price};
+use model::{Layout, Model, Place, price};
 use serde::{Deserialize, Serialize};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Where a device is in its pass over its rows.
@@ -16,16 +18,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub struct Pass {
     pub node: Node,
     pub round: u32,
-    cut: u32,
-    /// What is trained below the cut.
+    pub terms: Terms,
+    /// What the device trains: the sites below its cut, and those of the head where it holds the labels.
     pub theta: Blob,
     /// None before the first step.
     pub optimizer: Option<Optimizer>,
+    /// Of the head.
+    pub head_optimizer: Option<Optimizer>,
 }
 
 impl Pass {
     pub fn cut(&self) -> usize {
-        self.cut as usize
+        self.terms.cut()
     }
 
     pub fn of_training(&self) -> train::Pass {
@@ -46,12 +50,14 @@ pub struct Device {
 #[derive(Clone, Serialize, Deserialize)]
 pub enum Job {
     Forward { pass: Pass, step: u32 },
-    Backward { pass: Pass, step: u32, gradient: Blob },
+    Judge { pass: Pass, step: u32, hidden: Blob },
+    Learn { pass: Pass, step: u32, gradient: Blob },
 }
 
 #[derive(Serialize, Deserialize)]
 pub enum Done {
     Forwarded { activations: Activations, examples: u64 },
+    Judged { judged: Judged, theta: Blob, optimizer: Optimizer },
     Stepped { theta: Blob, optimizer: Optimizer },
 }
 
@@ -60,11 +66,14 @@ pub struct DeviceBench {
     lab: Arc<Lab>,
     options: Arc<Options>,
     stash: Mutex<Option<Stash>>,
+    /// Whether this device has run a forward pass since the program began. Until then, after a run was
+    /// resumed, prices are those of a device that was never interrupted.
+    ran: Arc<AtomicBool>,
 }
 
 impl DeviceBench {
-    pub fn new(lab: Arc<Lab>, options: Arc<Options>) -> DeviceBench {
-        DeviceBench { lab, options, stash: Mutex::new(None) }
+    pub fn new(lab: Arc<Lab>, options: Arc<Options>, ran: Arc<AtomicBool>) -> DeviceBench {
+        DeviceBench { lab, options, stash: Mutex::new(None), ran }
     }
 
     /// Put something into the stash, and take out what was there.
@@ -74,7 +83,8 @@ impl DeviceBench {
 
     fn keeps(&self, pass: &Pass, step: u32) -> bool {
         let stash = self.stash.lock().unwrap_or_else(PoisonError::into_inner);
-        stash.as_ref().is_some_and(|stash| stash.is_of(pass, step))
+        let resumed = !self.ran.load(Ordering::Relaxed) && self.options.between == Between::Keep;
+        resumed || stash.as_ref().is_some_and(|stash| stash.is_of(pass, step))
     }
 }
 
@@ -87,8 +97,9 @@ impl Side for Device {
 
     fn handle(&mut self, event: Event<Self>, cx: &mut Cx<Self>) {
         match event {
-            Event::Message { body: Order::Begin { round, cut, theta }, .. } => {
-                let pass = Pass { node: self.node, round, cut, theta, optimizer: None };
+            Event::Message { body: Order::Begin { round, terms, theta }, .. } => {
+                let node = self.node;
+                let pass = Pass { node, round, terms, theta, optimizer: None, head_optimizer: None };
                 (self.step, self.steps) = (0, 0);
                 cx.run(Job::Forward { pass: pass.clone(), step: 0 });
                 self.pass = Some(pass);
@@ -97,14 +108,23 @@ impl Side for Device {
                 (self.steps, self.examples) = (activations.steps, examples);
                 cx.send(SERVER, Report::Activations(activations));
             }
+            Event::Message { body: Order::Hidden { step, hidden }, .. } => {
+                if let Some(pass) = self.pass_at(step, cx) {
+                    cx.run(Job::Judge { pass, step, hidden });
+                }
+            }
+            Event::Done(Done::Judged { judged, theta, optimizer }) => {
+                if let Some(pass) = &mut self.pass {
+                    (pass.theta, pass.head_optimizer) = (theta, Some(optimizer));
+                }
+                cx.send(SERVER, Report::Judged(judged));
+            }
             Event::Message { body: Order::Gradient { step, gradient }, .. } => {
-                let Some(pass) = self.pass.clone() else { return };
-                if step != self.step {
-                    cx.refuse(SERVER, format!("a gradient of step {step} in step {}", self.step));
-                } else if gradient.is_empty() {
+                let Some(pass) = self.pass_at(step, cx) else { return };
+                if gradient.is_empty() {
                     self.go_on(cx);
                 } else {
-                    cx.run(Job::Backward { pass, step, gradient });
+                    cx.run(Job::Learn { pass, step, gradient });
                 }
             }
             Event::Done(Done::Stepped { theta, optimizer }) => {
@@ -121,11 +141,14 @@ impl Side for Device {
         let (lab, options) = (&*bench.lab, &*bench.options);
         match job {
             Job::Forward { pass, step } => {
-                price_of_forward(lab, options, pass.cut(), &step::starts_of(lab, pass, *step))
+                price_of_forward(lab, options, &pass.terms, &step::starts_of(lab, pass, *step))
             }
-            Job::Backward { pass, step, .. } => {
+            Job::Judge { pass, step, .. } => {
+                price_of_judging(lab, options, &pass.terms, &step::starts_of(lab, pass, *step))
+            }
+            Job::Learn { pass, step, .. } => {
                 let (starts, kept) = (step::starts_of(lab, pass, *step), bench.keeps(pass, *step));
-                price_of_backward(lab, options, pass.cut(), &starts, kept)
+                price_of_learning(lab, options, &pass.terms, &starts, kept)
             }
         }
     }
@@ -133,7 +156,9 @@ impl Side for Device {
     fn label(job: &Job) -> &'static str {
         match job {
             Job::Forward { .. } => "forward",
-            Job::Backward { .. } => "backward",
+            Job::Judge { .. } => "judge",
+            Job::Learn { pass, .. } if pass.terms.half == Half::ForwardGradient => "tangents",
+            Job::Learn { .. } => "backward",
         }
     }
 
@@ -142,14 +167,18 @@ impl Side for Device {
         match job {
             Job::Forward { pass, step } => {
                 bench.swap(None);
+                bench.ran.store(true, Ordering::Relaxed);
                 let (activations, stash) = step::forward(lab, options, &pass, step, meter)?;
                 bench.swap(stash);
-                Ok(Done::Forwarded { activations, examples: lab.shard(pass.node).len() as u64 })
+                Ok(Done::Forwarded { activations, examples: step::examples(lab, &pass) })
             }
-            Job::Backward { pass, step, gradient } => {
+            Job::Judge { pass, step, hidden } => {
+                let (judged, theta, optimizer) = step::judge(lab, options, &pass, (step, &hidden), meter)?;
+                Ok(Done::Judged { judged, theta, optimizer })
+            }
+            Job::Learn { pass, step, gradient } => {
                 let stash = bench.swap(None).filter(|stash| stash.is_of(&pass, step));
-                let (theta, optimizer) =
-                    step::backward(lab, options, &pass, (step, &gradient), stash, meter)?;
+                let (theta, optimizer) = step::learn(lab, options, &pass, (step, &gradient), stash, meter)?;
                 Ok(Done::Stepped { theta, optimizer })
             }
         }
@@ -159,6 +188,16 @@ impl Side for Device {
 impl Device {
     pub fn new(node: Node) -> Device {
         Device { node, pass: None, step: 0, steps: 0, examples: 0 }
+    }
+
+    /// The pass, if the server speaks of its current step.
+    fn pass_at(&self, step: u32, cx: &mut Cx<Self>) -> Option<Pass> {
+        let pass = self.pass.clone()?;
+        if step == self.step {
+            return Some(pass);
+        }
+        cx.refuse(SERVER, format!("the server speaks of step {step} in step {}", self.step));
+        None
     }
 
     /// The next batch, or the end of the pass.
@@ -173,34 +212,47 @@ impl Device {
     }
 }
 
-/// Bytes that a device of this cut holds between jobs: its blocks, and what it trains.
-pub fn resident_bytes(lab: &Lab, cut: usize) -> u64 {
+/// Bytes that a device on these terms holds between jobs: its blocks, what it trains, and the head where
+/// it holds the labels.
+pub fn resident_bytes(lab: &Lab, options: &Options, terms: &Terms) -> u64 {
     let Model { spec, task, peft, layout, .. } = &*lab.work.model;
-    let part = Layout::of_part(spec, task, peft, 0..cut);
-    price::weights(spec, task, &part) + 4 * layout.cut(cut) as u64
+    let frozen = |layers| price::weights(spec, task, &Layout::of_part(spec, task, peft, layers));
+    let head = match options.labels {
+        Labels::Server => 0,
+        Labels::Device => {
+            let nothing = Layout::of_part(spec, task, peft, spec.layers..spec.layers);
+            debug_assert!(nothing.sites.iter().all(|site| site.place == Place::Last));
+            price::weights(spec, task, &nothing)
+        }
+    };
+    let trained = Part::of_device(layout, options.labels, terms).len() as u64;
+    frozen(0..terms.cut()) + head + 4 * trained
 }
 
-/// What a round asks of a device at this cut.
-pub fn quote(lab: &Lab, options: &Options, node: Node, cut: usize) -> Quote {
-    let at = lab.work.model.layout.cut(cut);
-    let pass = Pass { node, round: 1, cut: cut as u32, theta: Blob::default(), optimizer: None };
-    let all = train::steps(lab, lab.shard(node), &pass.of_training());
+/// What a round asks of a device on these terms.
+pub fn quote(lab: &Lab, options: &Options, node: Node, terms: Terms) -> Quote {
+    let theta = 4 * Part::of_device(&lab.work.model.layout, options.labels, &terms).len() as u64;
+    let (optimizer, head_optimizer) = (None, None);
+    let pass = Pass { node, round: 1, terms, theta: Blob::default(), optimizer, head_optimizer };
     let mut quote = Quote {
-        resident_bytes: resident_bytes(lab, cut),
-        down_bytes: 4 * at as u64,
-        up_bytes: 4 * at as u64,
+        resident_bytes: resident_bytes(lab, options, &terms),
+        down_bytes: theta,
+        up_bytes: theta,
         ..Quote::default()
     };
-    for rows in all {
-        let starts = crate::lab::starts(&lab.work.train, rows.concat().into_iter().map(|row| row as usize));
-        let crossing = options.traffic.bytes(starts[starts.len() - 1] as usize, lab.work.model.spec.width);
-        quote.cost = quote.cost + price_of_forward(lab, options, cut, &starts);
-        quote.up_bytes += crossing as u64;
-        if options.backward == Backward::Backward {
-            let kept = options.between == super::Between::Keep;
-            quote.cost = quote.cost + price_of_backward(lab, options, cut, &starts, kept);
-            quote.down_bytes += crossing as u64;
+    let width = lab.work.model.spec.width;
+    for rows in step::batches(lab, &pass) {
+        let starts = crate::lab::starts(&lab.work.train, rows.into_iter().map(|row| row as usize));
+        let crossing = terms.traffic.bytes(starts[starts.len() - 1] as usize, width) as u64;
+        quote.cost = quote.cost + price_of_forward(lab, options, &terms, &starts);
+        quote.up_bytes += crossing;
+        if options.labels == Labels::Device {
+            quote.cost = quote.cost + price_of_judging(lab, options, &terms, &starts);
+            (quote.up_bytes, quote.down_bytes) = (quote.up_bytes + crossing, quote.down_bytes + crossing);
         }
+        let kept = options.between == Between::Keep;
+        quote.cost = quote.cost + price_of_learning(lab, options, &terms, &starts, kept);
+        quote.down_bytes += if terms.half == Half::Frozen { 0 } else { crossing };
     }
     quote
 }

@@ -6,35 +6,50 @@
 //!
 //! ```text
 //! device i                                         server
-//!             <--- Begin{cut, theta[0..cut]} ------
+//!                                                  [seat] cuts anew, where each round chooses
+//!             <--- Begin{terms, theta[0..cut]} ----  [deal] its part of the parameters
 //!  [forward]  ---- Activations{batch, labels} ---->  keeps them until it is this device's turn
 //!             <--- Gradient -----------------------  [serve] blocks cut..n, loss, backward, step
 //!  [backward] step                                   ... for every batch of the pass ...
 //!             ---- Tuned{theta[0..cut]} ---------->  [inspect] joins both halves
+//!
+//! with labels = "device", in the middle of a step:
+//!             <--- Hidden -------------------------  [lift] blocks cut..n, forward only
+//!  [judge]    ---- Judged{gradient, loss} -------->  [serve] forward again, then backward
 //! ```
 //!
 //! Source: memory-efficient split federated learning (arXiv 2506.02940), whose equations are not all
 //! public: gradients are those of the whole model, so where a model is cut cannot matter.
 
-pub mod device;
-pub mod seats;
-pub mod server;
+mod aggregate;
+mod device;
+mod links;
+mod parts;
+mod seats;
+mod serve;
+mod server;
 mod step;
+mod tangents;
 mod traffic;
+mod work;
 
 pub use traffic::Traffic;
 
 use crate::schedule::Policy;
-use crate::{Lab, Method, Quote, Setup, SetupError};
+use crate::{Lab, Method, Quote, ServerQuote, Setup, SetupError};
 use base::{Blob, Node};
 use device::{Device, DeviceBench};
 use model::{PeftKind, Task};
-use seats::Seats;
+use seats::{Planner, Seats};
 use serde::{Deserialize, Serialize};
-use server::{Server, ServerBench};
+use server::Server;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use tangents::ForwardGradient;
+use work::ServerBench;
 
 /// The keys of `[method]` that all three methods have.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,14 +62,47 @@ pub struct Options {
     pub cuts: BTreeMap<String, usize>,
     /// No chosen cut is lower: privacy or a busy server may ask for it.
     pub min_device_layers: usize,
-    /// How activations and their gradients travel.
+    /// LoRA rank on the devices of a class, where lower than that of `[peft]`.
+    pub ranks: BTreeMap<String, u32>,
+    /// When cut, order and the rest are chosen.
+    pub choose: Choose,
+    /// With `choose = "each-round"`: no rank is chosen below this; 0 leaves ranks alone.
+    pub min_rank: u32,
+    /// How activations and their gradients travel; with `choose = "each-round"`, over a link that is
+    /// slow enough to ask for it.
     pub traffic: Traffic,
+    /// Who holds the labels, and with them the head and the loss.
+    pub labels: Labels,
     /// In which order `split-lora`'s server takes the devices that have arrived.
     pub order: Policy,
     /// What a device holds while it waits for the gradient.
     pub between: Between,
     /// How the device's own blocks learn.
-    pub backward: Backward,
+    pub backward: Learning,
+    pub forward_gradient: ForwardGradient,
+}
+
+/// When terms are agreed on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Choose {
+    /// Before the run, from the rates that devices have by their profiles.
+    #[default]
+    Once,
+    /// As each round opens, from what devices took in the last one. Cuts depend on times then, and so do
+    /// the last digits of the weights.
+    EachRound,
+}
+
+/// Who computes the loss.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Labels {
+    /// Labels travel with the activations, as in the paper.
+    #[default]
+    Server,
+    /// The last hidden state comes down; head and labels stay on the device.
+    Device,
 }
 
 /// Between a device's forward and backward pass.
@@ -69,13 +117,78 @@ pub enum Between {
 }
 
 /// How the blocks of a device learn.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Backward {
+pub enum Half {
     #[default]
     Backward,
+    /// By derivatives along seeded directions: forward passes only (HO-SFL).
+    ForwardGradient,
     /// Not at all: the device runs forward only and the server's blocks learn (SplitFrozen).
     Frozen,
+}
+
+impl Half {
+    /// What learns most first.
+    const ALL: [Half; 3] = [Half::Backward, Half::ForwardGradient, Half::Frozen];
+}
+
+/// The same as a scenario asks for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", untagged)]
+pub enum Learning {
+    All(Half),
+    /// Each device does the most that its memory holds.
+    Mixed(Mixed),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mixed {
+    ByMemory,
+}
+
+/// What server and device agree on for a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
+    /// Blocks on the device.
+    cut: u32,
+    /// LoRA rank, where lower than that of `[peft]`.
+    rank: Option<u32>,
+    traffic: Traffic,
+    half: Half,
+    /// At most this many steps, whatever `[train] max_steps` says.
+    steps: Option<u32>,
+}
+
+impl Terms {
+    fn cut(&self) -> usize {
+        self.cut as usize
+    }
+}
+
+/// Only what is not as usual, beside the cut.
+impl fmt::Display for Terms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cut {}", self.cut)?;
+        match self.half {
+            Half::Backward => {}
+            Half::ForwardGradient => write!(f, ", forward gradient")?,
+            Half::Frozen => write!(f, ", frozen")?,
+        }
+        match self.traffic {
+            Traffic::F32 => {}
+            Traffic::F16 => write!(f, ", f16")?,
+            Traffic::Int8 => write!(f, ", int8")?,
+        }
+        if let Some(rank) = self.rank {
+            write!(f, ", rank {rank}")?;
+        }
+        if let Some(steps) = self.steps {
+            write!(f, ", {steps} steps")?;
+        }
+        Ok(())
+    }
 }
 
 impl Default for Options {
@@ -84,10 +197,15 @@ impl Default for Options {
             cut: None,
             cuts: BTreeMap::new(),
             min_device_layers: 1,
+            ranks: BTreeMap::new(),
+            choose: Choose::default(),
+            min_rank: 0,
             traffic: Traffic::default(),
+            labels: Labels::default(),
             order: Policy::Default,
             between: Between::default(),
-            backward: Backward::default(),
+            backward: Learning::All(Half::Backward),
+            forward_gradient: ForwardGradient::default(),
         }
     }
 }
@@ -118,8 +236,10 @@ pub enum Regime {
 /// Server to device.
 #[derive(Serialize, Deserialize)]
 pub enum Order {
-    /// Begin a pass with these lower adapters.
-    Begin { round: u32, cut: u32, theta: Blob },
+    /// Begin a pass with these parameters of its own.
+    Begin { round: u32, terms: Terms, theta: Blob },
+    /// The output of the last block, for a device that holds the labels.
+    Hidden { step: u32, hidden: Blob },
     /// The gradient of a step's activations; empty for a device whose blocks are frozen.
     Gradient { step: u32, gradient: Blob },
 }
@@ -128,6 +248,8 @@ pub enum Order {
 #[derive(Clone, Serialize, Deserialize)]
 pub enum Report {
     Activations(Activations),
+    /// What the labels say about a step's last hidden state.
+    Judged(Judged),
     /// The pass is over.
     Tuned {
         theta: Blob,
@@ -149,6 +271,17 @@ pub struct Activations {
     error: f64,
 }
 
+/// The gradient of the loss by the last hidden state.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Judged {
+    step: u32,
+    gradient: Blob,
+    /// Sum over `count` predictions.
+    loss: f64,
+    count: u64,
+    error: f64,
+}
+
 /// The labels, which travel with the activations.
 #[derive(Clone, Serialize, Deserialize)]
 enum Answers {
@@ -158,6 +291,8 @@ enum Answers {
         ids: Vec<u32>,
         from: Vec<u32>,
     },
+    /// They do not: the device holds them.
+    Kept,
 }
 
 /// A split method of this row.
@@ -167,6 +302,8 @@ pub struct Split<R> {
     bench: Arc<ServerBench>,
     seats: Seats,
     rounds: u32,
+    /// For each device, whether it has run since the program began.
+    ran: BTreeMap<Node, Arc<AtomicBool>>,
     row: PhantomData<R>,
 }
 
@@ -182,15 +319,18 @@ impl<R: Row> Method for Split<R> {
     fn new(options: Options, setup: &Setup) -> Result<Self, SetupError> {
         let lab = setup.lab()?;
         check(&lab, &options)?;
-        let seats = Seats::assign(&lab, &options, setup)?;
+        seats::check(&options, setup.devices.len())?;
+        let seats = Seats::assign(&Planner::new(&lab, &options, &setup.server), &setup.devices);
         let options = Arc::new(options);
-        let bench = ServerBench::new(lab.clone(), options.clone(), R::REGIME, &seats);
+        let bench = ServerBench::new(lab.clone(), options.clone(), R::REGIME, &seats, &setup.server);
         let bench = Arc::new(bench.map_err(|error| SetupError(error.to_string()))?);
-        Ok(Split { lab, options, bench, seats, rounds: setup.plan.rounds, row: PhantomData })
+        let ran = setup.devices.iter().map(|member| (member.node, Arc::default())).collect();
+        Ok(Split { lab, options, bench, seats, rounds: setup.plan.rounds, ran, row: PhantomData })
     }
 
     fn device(&self, node: Node) -> (Device, Arc<DeviceBench>) {
-        (Device::new(node), Arc::new(DeviceBench::new(self.lab.clone(), self.options.clone())))
+        let ran = self.ran.get(&node).cloned().unwrap_or_default();
+        (Device::new(node), Arc::new(DeviceBench::new(self.lab.clone(), self.options.clone(), ran)))
     }
 
     fn server(&self) -> (Server, Arc<ServerBench>) {
@@ -199,7 +339,16 @@ impl<R: Row> Method for Split<R> {
     }
 
     fn quote(&self, node: Node) -> Quote {
-        device::quote(&self.lab, &self.options, node, self.seats.cut(node))
+        let at_least = || seats::at_least(&self.options, &self.lab);
+        device::quote(&self.lab, &self.options, node, self.seats.terms(node).unwrap_or_else(at_least))
+    }
+
+    fn terms(&self, node: Node) -> Option<String> {
+        self.seats.terms(node).map(|terms| terms.to_string())
+    }
+
+    fn server_quote(&self) -> Option<ServerQuote> {
+        Some(self.bench.quote(&self.seats))
     }
 
     fn trained(server: Server) -> Blob {
@@ -224,6 +373,18 @@ fn check(lab: &Lab, options: &Options) -> Result<(), SetupError> {
     }
     if recipe.gradient_accumulation_steps.get() > 1 {
         return fails("gradient_accumulation_steps must be 1: every batch crosses the cut once".into());
+    }
+    if !options.ranks.is_empty() && work.model.peft.kind != PeftKind::Lora {
+        return fails("ranks are those of LoRA: [peft] kind = \"lora\" is needed".into());
+    }
+    let rate = options.forward_gradient.rate;
+    if !(rate.is_finite() && rate >= 0.0) {
+        return fails(format!("forward_gradient.rate is {rate}; a number of at least 0 is needed"));
+    }
+    if let Some((class, _)) = options.ranks.iter().find(|(_, rank)| **rank == 0) {
+        return fails(format!(
+            "ranks.{class} is 0; use backward = \"frozen\" where nothing is to be learned"
+        ));
     }
     let most = spec.layers - 1;
     let asked = options.cut.iter().chain(options.cuts.values()).chain([&options.min_device_layers]);

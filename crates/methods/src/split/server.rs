@@ -1,28 +1,29 @@
 //! The server's half.
 
+use super::links::{Observed, Sent};
 use super::seats::{Seat, Seats};
-use super::step::{price_of_serving, serve};
-use super::{Activations, Answers, Options, Order, Regime, Report, Traffic};
+use super::serve::{Serve, Served, Stage};
+use super::work::{self, Done, Job, ServerBench, Tuned};
+use super::{Activations, Answers, Choose, Half, Judged, Labels, Options, Order, Regime, Report, Terms};
 use crate::Lab;
-use crate::evaluate::{Due, evaluate, price_of_evaluation};
+use crate::evaluate::Due;
 use crate::lab::objection_to_examples;
 use crate::schedule::Policy;
-use crate::train::hold;
-use base::{Blob, Cost, Meter, Node};
-use federation::{Cx, Eval, Event, Fault, Side, Summary};
-use model::Model;
+use base::{Blob, Cost, Meter, Node, Time};
+use federation::{Cx, Event, Fault, Member, Side, Summary};
 use model::optim::Optimizer;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 /// How often a server that serves several devices at once turns from one to the next within a step.
 /// The drivers give a node one processor, so its speed is shared by taking turns.
-const SLICES: u32 = 8;
+pub const SLICES: u32 = 8;
 
 #[derive(Serialize, Deserialize)]
 pub struct Server {
     regime: Regime,
+    choose: Choose,
+    labels: Labels,
     limits: Limits,
     seats: Seats,
     theta: Blob,
@@ -35,10 +36,12 @@ pub struct Server {
     queue: Vec<Node>,
     /// Whose activations the server works on.
     busy: Option<Node>,
-    /// Devices whose adapters are being looked at.
+    /// Devices whose adapters are being looked at: their weight, loss and rank.
     looking: BTreeMap<Node, Tuned>,
     /// Adapters that count, in node order.
     counted: BTreeMap<Node, Tuned>,
+    /// How the links of devices do, where terms are chosen anew from it.
+    observed: BTreeMap<Node, Observed>,
     summary: Summary,
     errors: Errors,
     due: Due,
@@ -50,30 +53,29 @@ struct Limits {
     batch: usize,
     positions: usize,
     width: usize,
-    traffic: Traffic,
     order: Policy,
 }
 
 /// The upper half of one device's model.
 #[derive(Serialize, Deserialize)]
 struct Tuning {
+    terms: Terms,
+    /// What is trained above the cut; empty until it is dealt.
     theta: Blob,
     /// None before the first step.
     optimizer: Option<Optimizer>,
     step: u32,
     steps: u32,
     waiting: Option<Activations>,
+    /// What the device said about the batch's last hidden states, where it holds the labels.
+    judged: Option<Judged>,
+    /// Where the device is asked to judge: its batch waits, but not for the server.
+    asked: bool,
     slices: u32,
+    /// Bytes that its step holds while it is served beside others.
+    holds: u64,
     loss: f64,
     seen: u64,
-}
-
-/// A device's adapters at full depth.
-#[derive(Clone, Serialize, Deserialize)]
-pub struct Tuned {
-    theta: Blob,
-    examples: u64,
-    loss: f64,
 }
 
 /// Relative errors of the number format, summed over messages.
@@ -82,102 +84,6 @@ struct Errors {
     up: f64,
     down: f64,
     messages: u64,
-}
-
-/// The upper blocks of one device for one batch.
-#[derive(Clone, Serialize, Deserialize)]
-pub struct Serve {
-    pub node: Node,
-    pub round: u32,
-    cut: u32,
-    /// What is trained above the cut.
-    pub theta: Blob,
-    pub optimizer: Option<Optimizer>,
-    pub activations: Activations,
-    /// The share of the step's time this job stands for.
-    of: u32,
-}
-
-impl Serve {
-    pub fn cut(&self) -> usize {
-        self.cut as usize
-    }
-}
-
-/// What serving leaves behind.
-#[derive(Serialize, Deserialize)]
-pub struct Served {
-    pub theta: Blob,
-    pub optimizer: Optimizer,
-    /// Sum over `count` predictions.
-    pub loss: f64,
-    pub count: u64,
-    /// Empty for a device whose blocks are frozen.
-    pub gradient: Blob,
-    /// What the number format cost, upwards and downwards.
-    pub errors: (f64, f64),
-}
-
-#[derive(Clone, Serialize, Deserialize)]
-pub enum Job {
-    Serve(Serve),
-    /// A slice of a step's time, before the job itself.
-    Slice {
-        node: Node,
-        cut: u32,
-        starts: Vec<u32>,
-    },
-    Inspect {
-        node: Node,
-        tuned: Tuned,
-    },
-    Aggregate {
-        tuned: Vec<Tuned>,
-    },
-    /// `trained` tells the model of a round's end from the one before the first round.
-    Evaluate {
-        theta: Blob,
-        trained: bool,
-    },
-}
-
-#[derive(Serialize, Deserialize)]
-pub enum Done {
-    Served { node: Node, outcome: Result<Box<Served>, Fault> },
-    Sliced { node: Node },
-    Inspected { node: Node, objection: Option<String> },
-    Aggregated { theta: Blob },
-    Evaluated { eval: Eval, trained: bool },
-}
-
-/// What the server's jobs may touch.
-pub struct ServerBench {
-    pub lab: Arc<Lab>,
-    pub options: Arc<Options>,
-    /// A model for each device, where the method has one ([`Regime::ModelPerDevice`]).
-    copies: BTreeMap<Node, Model>,
-}
-
-impl ServerBench {
-    pub fn new(
-        lab: Arc<Lab>,
-        options: Arc<Options>,
-        regime: Regime,
-        seats: &Seats,
-    ) -> Result<ServerBench, model::Error> {
-        let mut copies = BTreeMap::new();
-        if regime == Regime::ModelPerDevice {
-            for (node, cut) in seats.cuts() {
-                copies.insert(node, lab.work.model.upper_copy(cut)?);
-            }
-        }
-        Ok(ServerBench { lab, options, copies })
-    }
-
-    /// The blocks that serve this device.
-    pub fn model(&self, node: Node) -> &Model {
-        self.copies.get(&node).unwrap_or(&self.lab.work.model)
-    }
 }
 
 impl Side for Server {
@@ -189,78 +95,27 @@ impl Side for Server {
 
     fn handle(&mut self, event: Event<Self>, cx: &mut Cx<Self>) {
         match event {
-            Event::Open { round, cohort } => self.open(round, cohort.iter().map(|m| m.node).collect(), cx),
+            Event::Open { round, cohort } => self.open(round, cohort, cx),
             Event::Message { from, body: Report::Activations(batch) } => self.arrived(from, batch, cx),
+            Event::Message { from, body: Report::Judged(judged) } => self.judged(from, judged, cx),
             Event::Message { from, body: Report::Tuned { theta, examples } } => {
-                self.tuned(from, &theta, examples, cx);
+                self.tuned(from, theta, examples, cx);
             }
             Event::Lost(node) => self.drop_out(node, cx),
-            Event::Done(Done::Sliced { node }) => {
-                self.busy = None;
-                if let Some(tuning) = self.tuning.get_mut(&node) {
-                    tuning.slices += 1;
-                    self.queue.push(node);
-                }
-                self.serve_next(cx);
-            }
-            Event::Done(Done::Served { node, outcome }) => self.served(node, outcome, cx),
-            Event::Done(Done::Inspected { node, objection }) => self.inspected(node, objection, cx),
-            Event::Done(Done::Aggregated { theta }) => {
-                self.theta = theta;
-                self.evaluate_or_close(cx);
-            }
-            Event::Done(Done::Evaluated { eval, trained: false }) => self.summary.before = Some(eval),
-            Event::Done(Done::Evaluated { eval, trained: true }) => {
-                self.summary.eval = Some(eval);
-                cx.close(std::mem::take(&mut self.summary));
-            }
+            Event::Done(done) => self.done(done, cx),
         }
     }
 
     fn price(job: &Job, bench: &ServerBench) -> Cost {
-        let (lab, options) = (&*bench.lab, &*bench.options);
-        let parameters = lab.parameters() as u64;
-        match job {
-            Job::Serve(job) => {
-                let whole = price_of_serving(lab, options, job.cut(), &job.activations.starts);
-                Cost { flops: whole.flops / u64::from(job.of), ..whole }
-            }
-            Job::Slice { cut, starts, .. } => {
-                let whole = price_of_serving(lab, options, *cut as usize, starts);
-                Cost { flops: whole.flops / u64::from(SLICES), bytes: 0 }
-            }
-            Job::Inspect { .. } => Cost { flops: parameters, bytes: 4 * parameters },
-            Job::Aggregate { tuned } => {
-                Cost { flops: 2 * parameters * tuned.len() as u64, bytes: 16 * parameters }
-            }
-            Job::Evaluate { .. } => price_of_evaluation(lab),
-        }
+        work::price(job, bench)
     }
 
     fn label(job: &Job) -> &'static str {
-        match job {
-            Job::Serve(_) | Job::Slice { .. } => "serve",
-            Job::Inspect { .. } => "inspect",
-            Job::Aggregate { .. } => "aggregate",
-            Job::Evaluate { .. } => "evaluate",
-        }
+        work::label(job)
     }
 
     fn run(job: Job, bench: &ServerBench, meter: &Meter) -> Result<Done, Fault> {
-        match job {
-            Job::Serve(job) => {
-                let outcome = serve(bench, &job, meter).map(Box::new);
-                Ok(Done::Served { node: job.node, outcome })
-            }
-            Job::Slice { node, .. } => Ok(Done::Sliced { node }),
-            Job::Inspect { node, tuned } => {
-                Ok(Done::Inspected { node, objection: bench.lab.objection(&tuned.theta, meter) })
-            }
-            Job::Aggregate { tuned } => aggregate(&bench.lab, &tuned, meter),
-            Job::Evaluate { theta, trained } => {
-                evaluate(&bench.lab, &theta, meter).map(|eval| Done::Evaluated { eval, trained })
-            }
-        }
+        work::run(job, bench, meter)
     }
 }
 
@@ -269,11 +124,12 @@ impl Server {
         let (work, recipe) = (&lab.work, &lab.work.recipe);
         Server {
             regime,
+            choose: options.choose,
+            labels: options.labels,
             limits: Limits {
                 batch: recipe.per_device_train_batch_size.get(),
                 positions: work.model.spec.max_positions,
                 width: work.model.spec.width,
-                traffic: options.traffic,
                 order: options.order,
             },
             seats,
@@ -285,6 +141,7 @@ impl Server {
             busy: None,
             looking: BTreeMap::new(),
             counted: BTreeMap::new(),
+            observed: BTreeMap::new(),
             summary: Summary::default(),
             errors: Errors::default(),
             due: Due { every: recipe.eval_every, last: rounds },
@@ -296,20 +153,61 @@ impl Server {
         self.theta
     }
 
-    fn open(&mut self, round: u32, cohort: BTreeSet<Node>, cx: &mut Cx<Self>) {
+    fn open(&mut self, round: u32, cohort: Vec<Member>, cx: &mut Cx<Self>) {
         self.round = round;
-        self.ahead = cohort;
+        self.ahead = cohort.iter().map(|member| member.node).collect();
         self.tuning.clear();
         self.queue.clear();
         self.busy = None;
         self.looking.clear();
         self.counted.clear();
         self.errors = Errors::default();
+        self.observed.values_mut().for_each(Observed::forget);
         if round == 1 {
             cx.run(Job::Evaluate { theta: self.theta.clone(), trained: false });
         }
-        self.begin_more(cx);
-        self.end_when_complete(cx);
+        if self.choose == Choose::EachRound && !cohort.is_empty() {
+            return cx.run(Job::Seat { cohort, observed: self.observed.clone() });
+        }
+        self.go_on(cx);
+    }
+
+    fn done(&mut self, done: Done, cx: &mut Cx<Self>) {
+        match done {
+            Done::Seated { seats } => {
+                self.seats = seats;
+                self.go_on(cx);
+            }
+            Done::Dealt { node, lower, upper } => {
+                let Some(tuning) = self.tuning.get_mut(&node) else { return };
+                tuning.theta = upper;
+                let terms = tuning.terms;
+                let bytes = lower.len() as u64;
+                cx.send(node, Order::Begin { round: self.round, terms, theta: lower });
+                self.told(node, Sent { terms, bytes, in_the_middle: false }, cx.now());
+            }
+            Done::Sliced { node, bytes } => {
+                self.busy = None;
+                if let Some(tuning) = self.tuning.get_mut(&node) {
+                    (tuning.slices, tuning.holds) = (tuning.slices + 1, bytes);
+                    self.queue.push(node);
+                }
+                self.serve_next(cx);
+            }
+            Done::Served { node, outcome } => self.served(node, outcome, cx),
+            Done::Inspected { node, joined } => self.inspected(node, joined, cx),
+            Done::Aggregated { theta, lost } => {
+                self.theta = theta;
+                let figure = |(rank, share)| (format!("energy_lost_at_rank_{rank}"), share);
+                self.summary.figures.extend(lost.into_iter().map(figure));
+                self.evaluate_or_close(cx);
+            }
+            Done::Evaluated { eval, trained: false } => self.summary.before = Some(eval),
+            Done::Evaluated { eval, trained: true } => {
+                self.summary.eval = Some(eval);
+                cx.close(std::mem::take(&mut self.summary));
+            }
+        }
     }
 
     /// Let those begin whose time it is: everybody, or the next one when nobody is under way.
@@ -318,26 +216,47 @@ impl Server {
         while !(one_by_one && !(self.tuning.is_empty() && self.looking.is_empty())) {
             let Some(node) = self.ahead.pop_first() else { return };
             match self.seats.of(node) {
-                Ok(Seat { cut, at, .. }) => {
-                    let (lower, upper) = halves(&self.theta, *at);
-                    self.tuning.insert(node, Tuning::fresh(upper));
-                    cx.send(node, Order::Begin { round: self.round, cut: *cut, theta: lower });
+                Ok(&Seat { terms, .. }) => {
+                    self.tuning.insert(node, Tuning::fresh(terms));
+                    cx.run(Job::Deal { node, terms, theta: self.theta.clone() });
                 }
                 Err(reason) => cx.refuse(node, reason),
             }
         }
     }
 
+    fn told(&mut self, node: Node, sent: Sent, now: Time) {
+        if self.choose == Choose::EachRound {
+            self.observed.entry(node).or_default().told(now, sent);
+        }
+    }
+
     fn arrived(&mut self, node: Node, batch: Activations, cx: &mut Cx<Self>) {
         let Some(tuning) = self.tuning.get_mut(&node) else { return };
-        let objection = tuning.objection(&batch).or_else(|| self.limits.objection(&batch));
+        let objection = tuning.objection(&batch);
+        let objection = objection.or_else(|| self.limits.objection(&batch, &tuning.terms, self.labels));
         if let Some(reason) = objection {
             cx.refuse(node, reason);
             return self.drop_out(node, cx);
         }
+        if let Some(observed) = self.observed.get_mut(&node) {
+            let rows = u64::from(batch.starts.last().copied().unwrap_or(0));
+            observed.answered(cx.now(), batch.hidden.len() as u64, rows);
+        }
         tuning.steps = batch.steps;
         tuning.waiting = Some(batch);
         tuning.slices = 1;
+        self.queue.push(node);
+        self.serve_next(cx);
+    }
+
+    fn judged(&mut self, node: Node, judged: Judged, cx: &mut Cx<Self>) {
+        let Some(tuning) = self.tuning.get_mut(&node) else { return };
+        if let Some(reason) = tuning.objection_to_judgement(&judged, self.limits.width) {
+            cx.refuse(node, reason);
+            return self.drop_out(node, cx);
+        }
+        (tuning.judged, tuning.asked, tuning.slices) = (Some(judged), false, 1);
         self.queue.push(node);
         self.serve_next(cx);
     }
@@ -351,32 +270,44 @@ impl Server {
         let rank = |node: &Node| self.seats.of(*node).map_or(u32::MAX, |seat| seat.rank);
         let place = (0..self.queue.len()).filter(|_| sorted).min_by_key(|&place| rank(&self.queue[place]));
         let node = self.queue.remove(place.unwrap_or(0));
+        let shared = self.regime == Regime::ModelPerDevice;
+        let of = if shared { SLICES } else { 1 };
+        let others = self.tuning.iter().filter(|(other, _)| **other != node);
+        let beside = others.map(|(_, tuning)| tuning.holds).sum();
         let Some(tuning) = self.tuning.get_mut(&node) else { return };
-        let Some(batch) = &tuning.waiting else { return };
-        let cut = self.seats.of(node).map_or(0, |seat| seat.cut);
-        let slices = if self.regime == Regime::ModelPerDevice { SLICES } else { 1 };
+        let Some(activations) = tuning.waiting.clone() else { return };
+        let (terms, stage) = (tuning.terms, tuning.stage(self.labels));
         self.busy = Some(node);
-        if tuning.slices < slices {
-            return cx.run(Job::Slice { node, cut, starts: batch.starts.clone() });
+        if tuning.slices < of {
+            return cx.run(Job::Slice { node, terms, stage, starts: activations.starts });
         }
+        tuning.holds = 0;
         let (theta, optimizer) = (tuning.theta.clone(), tuning.optimizer.take());
-        let (round, activations) = (self.round, batch.clone());
-        cx.run(Job::Serve(Serve { node, round, cut, theta, optimizer, activations, of: slices }));
+        let round = self.round;
+        cx.run(Job::Serve(Serve { node, round, terms, stage, theta, optimizer, activations, of, beside }));
     }
 
     fn served(&mut self, node: Node, outcome: Result<Box<Served>, Fault>, cx: &mut Cx<Self>) {
         self.busy = None;
         match (self.tuning.get_mut(&node), outcome) {
             (Some(tuning), Ok(served)) => {
-                let Served { theta, optimizer, loss, count, gradient, errors } = *served;
-                (tuning.theta, tuning.optimizer, tuning.waiting) = (theta, Some(optimizer), None);
-                tuning.loss += loss;
-                tuning.seen += count;
-                cx.send(node, Order::Gradient { step: tuning.step, gradient });
-                tuning.step += 1;
-                self.errors.up += errors.0;
-                self.errors.down += errors.1;
-                self.errors.messages += 1;
+                let Served { theta, optimizer, loss, count, down, errors } = *served;
+                (tuning.theta, tuning.optimizer) = (theta, optimizer);
+                self.errors.add(errors);
+                if self.labels == Labels::Device && tuning.judged.take().is_none() {
+                    tuning.asked = true;
+                    cx.send(node, Order::Hidden { step: tuning.step, hidden: down });
+                } else {
+                    tuning.waiting = None;
+                    tuning.loss += loss;
+                    tuning.seen += count;
+                    let terms = tuning.terms;
+                    let in_the_middle = terms.half != Half::Frozen;
+                    let sent = Sent { terms, bytes: down.len() as u64, in_the_middle };
+                    cx.send(node, Order::Gradient { step: tuning.step, gradient: down });
+                    tuning.step += 1;
+                    self.told(node, sent, cx.now());
+                }
             }
             (Some(_), Err(Fault(reason))) => {
                 cx.refuse(node, reason);
@@ -387,37 +318,32 @@ impl Server {
         self.serve_next(cx);
     }
 
-    fn tuned(&mut self, node: Node, lower: &Blob, examples: u64, cx: &mut Cx<Self>) {
+    fn tuned(&mut self, node: Node, lower: Blob, examples: u64, cx: &mut Cx<Self>) {
         let Some(tuning) = self.tuning.remove(&node) else { return };
-        let at = self.seats.of(node).map_or(0, |seat| seat.at);
         let objection = if tuning.step != tuning.steps || tuning.waiting.is_some() {
             Some("it ends its pass in the middle".to_owned())
-        } else if let Some(reason) = objection_to_examples(examples) {
-            Some(reason)
-        } else if lower.len() as u64 != 4 * at {
-            Some(format!("{} bytes of adapters below its cut, {} expected", lower.len(), 4 * at))
         } else {
-            None
+            objection_to_examples(examples)
         };
         if let Some(reason) = objection {
             cx.refuse(node, reason);
             return self.go_on(cx);
         }
+        let Tuning { terms, theta: upper, .. } = tuning;
         let loss = tuning.loss / tuning.seen.max(1) as f64;
-        let tuned = Tuned { theta: joined(lower, &tuning.theta), examples, loss };
-        self.looking.insert(node, tuned.clone());
-        cx.run(Job::Inspect { node, tuned });
+        self.looking.insert(node, Tuned { theta: Blob::default(), examples, loss, rank: terms.rank });
+        cx.run(Job::Inspect { node, terms, lower, upper });
     }
 
-    fn inspected(&mut self, node: Node, objection: Option<String>, cx: &mut Cx<Self>) {
+    fn inspected(&mut self, node: Node, joined: Result<Blob, Fault>, cx: &mut Cx<Self>) {
         let Some(tuned) = self.looking.remove(&node) else { return };
-        match objection {
-            Some(reason) => cx.refuse(node, reason),
-            None => {
+        match joined {
+            Err(Fault(reason)) => cx.refuse(node, reason),
+            Ok(theta) => {
                 if self.regime == Regime::OneDevice {
-                    self.theta = tuned.theta.clone();
+                    self.theta = theta.clone();
                 }
-                self.counted.insert(node, tuned);
+                self.counted.insert(node, Tuned { theta, ..tuned });
                 cx.finished(node);
             }
         }
@@ -449,13 +375,32 @@ impl Server {
         let loss = tuned.iter().map(|one| one.loss * one.examples as f64).sum::<f64>();
         self.summary.loss = loss / examples.max(1) as f64;
         self.summary.examples = examples;
+        self.record_terms();
         let messages = self.errors.messages.max(1) as f64;
         let figures = [("activation_error", self.errors.up), ("gradient_error", self.errors.down)];
         self.summary.figures.extend(figures.map(|(name, sum)| (name.to_owned(), sum / messages)));
         match self.regime {
             Regime::OneDevice => self.evaluate_or_close(cx),
-            Regime::OneModel | Regime::ModelPerDevice => cx.run(Job::Aggregate { tuned }),
+            Regime::OneModel | Regime::ModelPerDevice => {
+                cx.run(Job::Aggregate { theta: self.theta.clone(), tuned });
+            }
         }
+    }
+
+    /// What was agreed on, on average over the devices that have a place.
+    fn record_terms(&mut self) {
+        let all: Vec<Terms> = self.seats.terms_of_all().map(|(_, terms)| terms).collect();
+        let mean = |get: &dyn Fn(&Terms) -> Option<u32>| {
+            let given: Vec<f64> = all.iter().filter_map(get).map(f64::from).collect();
+            (!given.is_empty()).then(|| given.iter().sum::<f64>() / given.len() as f64)
+        };
+        let figures = [
+            ("cut_mean", mean(&|terms| Some(terms.cut))),
+            ("rank_mean", mean(&|terms| terms.rank)),
+            ("steps_mean", mean(&|terms| terms.steps)),
+        ];
+        let given = figures.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+        self.summary.figures.extend(given);
     }
 
     fn evaluate_or_close(&mut self, cx: &mut Cx<Self>) {
@@ -468,8 +413,32 @@ impl Server {
 }
 
 impl Tuning {
-    fn fresh(theta: Blob) -> Tuning {
-        Tuning { theta, optimizer: None, step: 0, steps: 0, waiting: None, slices: 0, loss: 0.0, seen: 0 }
+    fn fresh(terms: Terms) -> Tuning {
+        Tuning {
+            terms,
+            theta: Blob::default(),
+            optimizer: None,
+            step: 0,
+            steps: 0,
+            waiting: None,
+            judged: None,
+            asked: false,
+            slices: 0,
+            holds: 0,
+            loss: 0.0,
+            seen: 0,
+        }
+    }
+
+    /// What the server is to do with the batch that waits.
+    fn stage(&self, labels: Labels) -> Stage {
+        match (labels, &self.judged) {
+            (Labels::Server, _) => Stage::Whole,
+            (Labels::Device, None) => Stage::Lift,
+            (Labels::Device, Some(Judged { gradient, loss, count, error, .. })) => {
+                Stage::Lower { gradient: gradient.clone(), loss: *loss, count: *count, error: *error }
+            }
+        }
     }
 
     /// What is wrong with the batch's place in the pass.
@@ -480,11 +449,25 @@ impl Tuning {
         let other = self.step > 0 && batch.steps != self.steps;
         (other || batch.step >= batch.steps).then(|| format!("step {} of {}", batch.step, batch.steps))
     }
+
+    /// What is wrong with what the device said about the last hidden states.
+    fn objection_to_judgement(&self, judged: &Judged, width: usize) -> Option<String> {
+        let Some(batch) = self.waiting.as_ref().filter(|_| self.asked && judged.step == self.step) else {
+            return Some(format!("a judgement of step {} in step {}", judged.step, self.step));
+        };
+        let rows = batch.starts.last().map_or(0, |&end| end as usize);
+        let (found, expected) = (judged.gradient.len(), self.terms.traffic.bytes(rows, width));
+        if found != expected {
+            return Some(format!("{found} bytes of gradient, {expected} expected"));
+        }
+        let sound = judged.loss.is_finite() && judged.error.is_finite() && judged.count <= rows as u64;
+        (!sound).then(|| format!("a loss of {} over {} predictions", judged.loss, judged.count))
+    }
 }
 
 impl Limits {
     /// What is wrong with the batch itself: nothing is allocated by it before this was asked.
-    fn objection(&self, batch: &Activations) -> Option<String> {
+    fn objection(&self, batch: &Activations, terms: &Terms, labels: Labels) -> Option<String> {
         let starts = &batch.starts;
         let sequences = starts.len().saturating_sub(1);
         let lengths = || starts.windows(2).map(|pair| pair[1].checked_sub(pair[0]));
@@ -496,37 +479,23 @@ impl Limits {
         let answers = match &batch.answers {
             Answers::Classes(classes) => classes.len() == sequences,
             Answers::Tokens { ids, from } => ids.len() == rows && from.len() == sequences,
+            Answers::Kept => true,
         };
-        if !answers {
+        let answers = answers && (labels == Labels::Device) == matches!(batch.answers, Answers::Kept);
+        let error = batch.error.is_finite();
+        if !answers || !error {
             return Some("its labels do not fit its batch".into());
         }
-        let expected = self.traffic.bytes(rows, self.width);
+        let expected = terms.traffic.bytes(rows, self.width);
         let found = batch.hidden.len();
         (found != expected).then(|| format!("{found} bytes of activations, {expected} expected"))
     }
 }
 
-/// The parameters below and above a cut.
-fn halves(theta: &Blob, at: u64) -> (Blob, Blob) {
-    let at = (4 * at as usize).min(theta.len());
-    (Blob(theta.0.slice(..at)), Blob(theta.0.slice(at..)))
-}
-
-fn joined(lower: &Blob, upper: &Blob) -> Blob {
-    Blob([&lower.0[..], &upper.0[..]].concat().into())
-}
-
-/// The average at full depth, weighted by examples, in node order and f64.
-fn aggregate(lab: &Lab, tuned: &[Tuned], meter: &Meter) -> Result<Done, Fault> {
-    let parameters = lab.parameters();
-    let _held = hold(meter, 16 * parameters as u64)?;
-    let total = tuned.iter().map(|one| one.examples).sum::<u64>() as f64;
-    let mut sums = vec![0f64; parameters];
-    for one in tuned {
-        let weight = one.examples as f64 / total;
-        let theta = lab.parameters_from(&one.theta)?;
-        sums.iter_mut().zip(&theta).for_each(|(sum, value)| *sum += weight * f64::from(*value));
+impl Errors {
+    fn add(&mut self, (up, down): (f64, f64)) {
+        self.up += up;
+        self.down += down;
+        self.messages += 1;
     }
-    let theta: Vec<f32> = sums.iter().map(|sum| *sum as f32).collect();
-    Ok(Done::Aggregated { theta: Blob::from_f32(&theta) })
 }

@@ -25,6 +25,9 @@ pub struct Packed {
 }
 
 impl Traffic {
+    /// The most exact first.
+    pub const ALL: [Traffic; 3] = [Traffic::F32, Traffic::F16, Traffic::Int8];
+
     /// Bytes of `rows` tokens of `width` numbers.
     pub fn bytes(self, rows: usize, width: usize) -> usize {
         match self {

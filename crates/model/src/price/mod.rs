@@ -87,6 +87,27 @@ impl Split<'_> {
         walk.cost()
     }
 
+    /// The upper half's blocks, forward only: what a server does for a device that holds the labels.
+    pub fn upper_inference(self) -> Cost {
+        let mut walk = self.walk();
+        walk.upper_inference(self.at);
+        walk.cost()
+    }
+
+    /// The upper half's blocks, forward and backward from a gradient of the last hidden states.
+    pub fn upper_blocks(self, below: Below) -> Cost {
+        let mut walk = self.walk();
+        walk.upper_blocks(self.at, self.activations, below == Below::Trained);
+        walk.cost()
+    }
+
+    /// The head alone: loss and gradient from the last hidden states, whose gradient is wanted.
+    pub fn head(self) -> Cost {
+        let mut walk = self.walk();
+        walk.head();
+        walk.cost()
+    }
+
     fn walk(&self) -> Walk<'_> {
         Walk::new(self.spec, self.task, self.layout, self.starts)
     }

@@ -138,7 +138,9 @@ fn server_row(run: &Summary) -> Vec<String> {
     let totals = &run.server;
     let mut row = vec![SERVER.to_string()];
     row.extend((0..4).map(|_| String::new()));
-    row.push(units::bytes(run.server_peak_bytes));
+    let kept =
+        run.server_resident.map_or(String::new(), |kept| format!(" + {} kept", units::bytes(kept.total())));
+    row.push(format!("{}{kept}", units::bytes(run.server_peak_bytes)));
     row.extend([String::new(), String::new()]);
     row.extend([grouped(totals.jobs), units::seconds(totals.busy_ns as f64 / 1e9)]);
     row.extend([units::bytes(run.bytes.down), units::bytes(run.bytes.up)]);

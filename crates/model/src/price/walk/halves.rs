@@ -48,6 +48,31 @@ impl Walk<'_> {
         }
     }
 
+    /// The blocks from `cut` on, and nothing left behind.
+    pub fn upper_inference(&mut self, cut: usize) {
+        self.take(self.width());
+        for layer in cut..self.spec.layers {
+            let block = Block::of(self.spec, self.task, self.layout, layer);
+            self.block_forward(&block, Save::Nothing);
+            self.free(self.width());
+        }
+    }
+
+    /// The blocks from `cut` on, forward, and backward from a gradient of their output; with `below`
+    /// down to the activations at the cut.
+    pub fn upper_blocks(&mut self, cut: usize, activations: Activations, below: bool) {
+        self.take(self.width());
+        let trail = self.blocks_forward(cut..self.spec.layers, activations, below);
+        // The output gives way to the gradient.
+        self.blocks_backward(trail, below);
+    }
+
+    /// The head and its loss, forward and backward.
+    pub fn head(&mut self) {
+        self.take(self.width());
+        self.head_loss_and_gradient(true);
+    }
+
     /// Count operations and the peak from here on; what is held stays held.
     pub fn begin_anew(&mut self) {
         (self.flops, self.peak) = (0, self.live);
