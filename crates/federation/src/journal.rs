@@ -160,12 +160,29 @@ impl Journal {
     pub fn from_bytes(mut bytes: Bytes) -> Recovered {
         let mut journal = Journal::default();
         while let Ok(entry) = Entry::take(&mut bytes) {
-            match entry {
-                Entry::Snapshot(at, snapshot) => journal = Journal::from_snapshot(at, snapshot),
-                Entry::Input(at, input) => journal.push(at, input),
-            }
+            journal.take(entry);
         }
         Recovered { journal, discarded: bytes.len() }
+    }
+
+    /// A journal from the entries of a store, oldest first.
+    pub fn from_entries(entries: impl IntoIterator<Item = Entry>) -> Journal {
+        let mut journal = Journal::default();
+        entries.into_iter().for_each(|entry| journal.take(entry));
+        journal
+    }
+
+    fn take(&mut self, entry: Entry) {
+        match entry {
+            Entry::Snapshot(at, snapshot) => *self = Journal::from_snapshot(at, snapshot),
+            Entry::Input(at, input) => self.push(at, input),
+        }
+    }
+
+    /// When the last thing in it happened: a clock goes on from there.
+    pub fn time(&self) -> Time {
+        let snapshot = self.snapshot.as_ref().map_or(Time::ZERO, |(at, _)| *at);
+        self.inputs.last().map_or(snapshot, |(at, _)| *at)
     }
 
     /// Journalled inputs since the last snapshot.

@@ -1,0 +1,58 @@
+//! Files that are whole or not there, whatever happens while they are written.
+
+use crate::StoreError;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::Path;
+
+/// Write a file under another name, make it last, and rename it into place.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    place(path, bytes, &mut OpenOptions::new())
+}
+
+/// The same for what nobody else on this machine may read.
+pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    let mut options = OpenOptions::new();
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    place(path, bytes, &mut options)
+}
+
+fn place(path: &Path, bytes: &[u8], options: &mut OpenOptions) -> Result<(), StoreError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let fresh = path.with_file_name(format!("{name}.new"));
+    // A leftover of a killed process may have other permissions.
+    let _ = fs::remove_file(&fresh);
+    let written = options.write(true).create_new(true).open(&fresh).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()
+    });
+    written.map_err(StoreError::io(&fresh))?;
+    fs::rename(&fresh, path).map_err(StoreError::io(path))?;
+    sync_folder_of(path)
+}
+
+/// A new name in a folder lasts only once the folder is synced.
+pub fn sync_folder_of(path: &Path) -> Result<(), StoreError> {
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(StoreError::io(folder))
+}
+
+/// Make a folder that nobody else on this machine may look into.
+pub fn create_private(path: &Path) -> Result<(), StoreError> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path).map_err(StoreError::io(path))
+}
+
+/// The bytes of a file, or `None` where there is none.
+pub fn read(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(StoreError::io(path)(error)),
+    }
+}
