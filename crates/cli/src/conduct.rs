@@ -83,13 +83,22 @@ pub fn conduct(
     stage: &Stage,
     rest: Option<Rest>,
 ) -> Result<Conducted, Failure> {
-    let mut log = Log::open(prepared, &run, stage, rest.as_ref())?;
+    let mut log = Log::open(prepared, &run, stage.style, stage.driver.clock(), rest.as_ref())?;
     let ended = drive(prepared, stage, rest.map(|rest| rest.checkpoint), &mut log);
     log.close()?;
-    let ended = ended?;
+    conclude(prepared, run, log, &ended?)
+}
+
+/// Write down how a run ended, and give it its name.
+pub fn conclude(
+    prepared: &Prepared,
+    run: RunDir,
+    mut log: Log,
+    ended: &Ended,
+) -> Result<Conducted, Failure> {
     let trained = (prepared.assembly.trained)(&ended.server)
         .map_err(context(Exit::Failed, "the server's final snapshot cannot be read"))?;
-    let summary = log.summary(&ended, &trained);
+    let summary = log.summary(ended, &trained);
     let summary = Summary { server_resident: prepared.server_resident, ..summary };
     summary.write(&run.file(run_dir::SUMMARY)).map_err(files)?;
     if let Some(checkpoint) = &ended.checkpoint {
@@ -130,7 +139,7 @@ fn drive(
 }
 
 /// Where records go.
-struct Log {
+pub struct Log {
     info: RunInfo,
     trace: TraceWriter,
     checkpoint: PathBuf,
@@ -144,8 +153,14 @@ struct Log {
 }
 
 impl Log {
-    fn open(prepared: &Prepared, run: &RunDir, stage: &Stage, rest: Option<&Rest>) -> Result<Log, Failure> {
-        let info = prepared.info(run.id(), stage.driver.clock());
+    pub fn open(
+        prepared: &Prepared,
+        run: &RunDir,
+        style: Style,
+        clock: Clock,
+        rest: Option<&Rest>,
+    ) -> Result<Log, Failure> {
+        let info = prepared.info(run.id(), clock);
         let mut fold = Fold::default();
         let path = run.file(run_dir::TRACE);
         let trace = match rest {
@@ -158,7 +173,7 @@ impl Log {
             }
         };
         let trace = trace.map_err(files)?;
-        let mut live = Live::new(stage.style, &info, Box::new(std::io::stdout())).map_err(cannot_show)?;
+        let mut live = Live::new(style, &info, Box::new(std::io::stdout())).map_err(cannot_show)?;
         if rest.is_some() {
             live.resumed(&fold).map_err(cannot_show)?;
         }
@@ -168,7 +183,7 @@ impl Log {
     }
 
     /// Take in what the driver hands out; what cannot be written interrupts the run.
-    fn take(&mut self, output: Output, interrupt: &AtomicBool) {
+    pub fn take(&mut self, output: Output, interrupt: &AtomicBool) {
         if self.broken.is_some() {
             return;
         }
@@ -191,6 +206,15 @@ impl Log {
         self.live.update(record, &self.fold, self.began.elapsed()).map_err(cannot_show)
     }
 
+    /// Take in what an earlier process of this run handed out, without showing it again.
+    pub fn recall(&mut self, records: &[Record]) -> Result<(), Failure> {
+        for record in records {
+            self.trace.write(record).map_err(files)?;
+            self.fold.push(record);
+        }
+        if records.is_empty() { Ok(()) } else { self.live.resumed(&self.fold).map_err(cannot_show) }
+    }
+
     fn save(&mut self, checkpoint: &Checkpoint) -> Result<(), Failure> {
         self.trace.flush().map_err(files)?;
         write_atomically(&self.checkpoint, &checkpoint.to_packet().to_bytes())
@@ -198,7 +222,7 @@ impl Log {
     }
 
     /// Write the last records out, or say what could not be written.
-    fn close(&mut self) -> Result<(), Failure> {
+    pub fn close(&mut self) -> Result<(), Failure> {
         self.broken.take().map_or(Ok(()), Err)?;
         self.trace.flush().map_err(files)
     }

@@ -1,5 +1,6 @@
 //! The `undertone` command: scenarios in, runs out.
 
+mod brief;
 mod builtin;
 pub mod commands;
 mod conduct;
@@ -11,3 +12,5 @@ mod prepare;
 mod run_dir;
 pub mod scenario;
 pub mod settings;
+mod shard;
+mod site;

@@ -6,7 +6,7 @@ use crate::errors::{Exit, Failure, context};
 use crate::memory::PROCESS;
 use crate::run_dir::{self, RunDir};
 use crate::scenario::{BUILTIN, DataConfig, ModelConfig, Scenario, TaskKind};
-use base::{Blob, Seed, units};
+use base::{Blob, Node, Seed, units};
 use data::{Columns, Dataset, Encoded, Holdings, PartitionConfig, Tokenizer};
 use federation::{Acceptance, Member, Plan};
 use methods::{Assembly, Quote, Setup, Workload};
@@ -36,7 +36,7 @@ pub struct Prepared {
 pub struct Material {
     pub work: Workload,
     /// Class names; empty for a language model.
-    labels: Vec<String>,
+    pub labels: Vec<String>,
     pub holdings: Holdings,
 }
 
@@ -48,9 +48,30 @@ pub struct Loaded {
     pub tokenizer: Tokenizer,
 }
 
+/// Whose training rows this process holds.
+#[derive(Clone, Copy, Debug)]
+pub enum Holder<'a> {
+    /// Everybody's: they are read from `data.train` and dealt out.
+    Simulator,
+    /// Nobody's: each device has its own.
+    Server,
+    /// One device's own, with the class names of the run.
+    Device { node: Node, rows: &'a str, labels: &'a [String] },
+}
+
 /// Prepare a run of `scenario` on this many threads; with `replay`, one that accepts what an earlier
 /// run accepted.
 pub fn prepare(
+    scenario: Scenario,
+    threads: usize,
+    replay: Option<Acceptance>,
+) -> Result<Prepared, Failure> {
+    prepare_for(Holder::Simulator, scenario, threads, replay)
+}
+
+/// The same for a process that holds other rows.
+pub fn prepare_for(
+    holder: Holder,
     scenario: Scenario,
     threads: usize,
     replay: Option<Acceptance>,
@@ -59,7 +80,7 @@ pub fn prepare(
     let fleet = scenario.fleet.resolve(seed).map_err(|error| Failure::new(Exit::Usage, error))?;
     let mut devices = fleet.devices;
     let trains = scenario.entry().trains;
-    let material = trains.then(|| material(&scenario, &mut devices, seed, threads)).transpose()?;
+    let material = trains.then(|| material(holder, &scenario, &mut devices, threads)).transpose()?;
     let plan = Plan {
         rounds: scenario.run.num_server_rounds,
         cohort: scenario.cohort.clone(),
@@ -100,23 +121,21 @@ const CHECKPOINTED: usize = 1000;
 
 /// Read the rows, load the model, and deal the rows to the devices.
 fn material(
+    holder: Holder,
     scenario: &Scenario,
     devices: &mut [Member],
-    seed: Seed,
     threads: usize,
 ) -> Result<Material, Failure> {
+    let seed = Seed(scenario.run.seed);
     let (Some(model_config), Some(data_config), Some(peft)) =
         (&scenario.model, &scenario.data, &scenario.peft)
     else {
         return Err(Failure::new(Exit::Usage, "[model], [data] or [peft] is missing"));
     };
-    let train = read_rows(&data_config.train, &columns(data_config), Split::Train)?;
-    let test = read_rows(&data_config.test, &columns(data_config).with_labels(&train.labels), Split::Test)?;
+    let Rows { train, test, dealt } = rows(holder, data_config, devices.len(), seed)?;
     let task = task(model_config, &train.labels)?;
     let loaded = load(&model_config.path, &task, peft, seed)?;
     loaded.check_length(model_config)?;
-    let dealt = data::partition(&train, &data_config.partition, devices.len(), seed.child("partition", 0))
-        .map_err(|error| Failure::new(Exit::Data, error))?;
 
     let encode = |rows: &Dataset, which: &[u32]| {
         let (length, long) = (model_config.max_seq_length, data_config.long_rows);
@@ -153,6 +172,42 @@ fn material(
         threads,
     };
     Ok(Material { work, holdings: Holdings::count(&train, &dealt), labels: train.labels })
+}
+
+/// What is read, and which of the training rows each device holds.
+pub struct Rows {
+    pub train: Dataset,
+    pub test: Dataset,
+    pub dealt: Vec<Vec<u32>>,
+}
+
+/// Read the rows that `holder` holds, and deal them to their devices.
+pub fn rows(holder: Holder, config: &DataConfig, devices: usize, seed: Seed) -> Result<Rows, Failure> {
+    let none = |labels: &[String]| Dataset {
+        examples: Vec::new(),
+        labels: labels.to_vec(),
+        path: config.train.clone().into(),
+    };
+    match holder {
+        Holder::Simulator => {
+            let train = read_rows(&config.train, &columns(config), Split::Train)?;
+            let test = read_rows(&config.test, &columns(config).with_labels(&train.labels), Split::Test)?;
+            let dealt = data::partition(&train, &config.partition, devices, seed.child("partition", 0))
+                .map_err(|error| Failure::new(Exit::Data, error))?;
+            Ok(Rows { train, test, dealt })
+        }
+        Holder::Server => {
+            let test = read_rows(&config.test, &columns(config), Split::Test)?;
+            Ok(Rows { train: none(&test.labels), test, dealt: vec![Vec::new(); devices] })
+        }
+        Holder::Device { node, rows, labels } => {
+            // The names of columns in the scenario are those of the server's file.
+            let train = read_rows(rows, &Columns::default().with_labels(labels), Split::Train)?;
+            let mut dealt = vec![Vec::new(); devices];
+            dealt[node.0 as usize - 1] = (0..train.len() as u32).collect();
+            Ok(Rows { test: none(labels), train, dealt })
+        }
+    }
 }
 
 /// The class of the device that holds each author's training rows.

@@ -2,15 +2,22 @@
 
 mod demo;
 mod diff;
+mod enroll;
 mod export;
 mod generate;
+mod join;
 mod methods;
+mod partition;
 mod plan;
 mod predict;
 mod report;
 mod resume;
+mod revoke;
 mod schedule;
+mod serve;
 mod sim;
+mod status;
+mod why;
 
 use crate::conduct::{Driver, Stage};
 use crate::errors::{Outcome, exit_codes};
@@ -37,6 +44,20 @@ pub enum Command {
     Plan(plan::Plan),
     /// Run a scenario's whole federation in this process
     Sim(sim::Sim),
+    /// Serve a scenario to real devices, over TLS
+    Serve(serve::Serve),
+    /// Take part in a served run with rows of one's own
+    Join(join::Join),
+    /// Make a one-time token for a device of a served run
+    Enroll(enroll::Enroll),
+    /// Take a device's right to take part away
+    Revoke(revoke::Revoke),
+    /// Write the shards that `sim` would deal out, with a token for each device
+    Partition(partition::Partition),
+    /// Where a served run stands, and who is waited for
+    Status(status::Show),
+    /// Who was left out of a run, why, and what to change
+    Why(why::Why),
     /// Go on with a run that was interrupted
     Resume(resume::Resume),
     /// One HTML page and a table from one run or several
@@ -61,6 +82,13 @@ impl Command {
             Command::Demo(command) => command.run(),
             Command::Plan(command) => command.run(),
             Command::Sim(command) => command.run(),
+            Command::Serve(command) => command.run(),
+            Command::Join(command) => command.run(),
+            Command::Enroll(command) => command.run(),
+            Command::Revoke(command) => command.run(),
+            Command::Partition(command) => command.run(),
+            Command::Status(command) => command.run(),
+            Command::Why(command) => command.run(),
             Command::Resume(command) => command.run(),
             Command::Report(command) => command.run(),
             Command::Diff(command) => command.run(),
@@ -111,12 +139,16 @@ impl StageArgs {
 
     /// Ready to run. From here on Ctrl-C interrupts.
     pub fn stage(&self, driver: Driver) -> Stage {
+        Stage { driver, style: self.style(), interrupt: interrupt::listen() }
+    }
+
+    /// How progress is shown here.
+    pub fn style(&self) -> Style {
         let format = match self.format {
             Shown::Text => Format::Text,
             Shown::Json => Format::Json,
         };
-        let style = Style::choose(format, std::io::stdout().is_terminal());
-        Stage { driver, style, interrupt: interrupt::listen() }
+        Style::choose(format, std::io::stdout().is_terminal())
     }
 
     /// Print text that is for people, not programs.
@@ -130,4 +162,13 @@ impl StageArgs {
 /// Print to standard output; it is no error if nobody reads any more.
 pub fn print(text: impl Display) {
     let _ = write!(std::io::stdout(), "{text}");
+}
+
+/// Structured lines on standard error: what a server or device does beside its run. `RUST_LOG`-like filters
+/// are not read; warnings and what an operator acts on are all there is.
+pub fn log_to_stderr() {
+    let lines =
+        tracing_subscriber::fmt().json().with_max_level(tracing_subscriber::filter::LevelFilter::INFO);
+    // A second call, as in tests, changes nothing.
+    let _ = lines.with_writer(std::io::stderr).try_init();
 }

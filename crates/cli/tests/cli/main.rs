@@ -3,4 +3,5 @@
 mod readme;
 mod runs;
 mod scratch;
+mod served;
 mod wrong_input;

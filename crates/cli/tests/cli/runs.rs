@@ -19,7 +19,7 @@ fraction-train = 0.5
 name = "dummy"
 "#;
 
-fn summary(run: &Path) -> Value {
+pub fn summary(run: &Path) -> Value {
     serde_json::from_str(&fs::read_to_string(run.join("summary.json")).unwrap()).unwrap()
 }
 
