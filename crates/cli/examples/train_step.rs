@@ -7,12 +7,20 @@
 //!
 //! One process takes one measurement and prints it as one JSON line. Random weights, batch 8 x 128
 //! tokens, LoRA r 8 on query and value, mean pooling and six classes; `train` keeps activations,
-//! `train-recompute` keeps block inputs only.
+//! `train-recompute` keeps block inputs only. `tangents` takes the derivatives along `--directions` seeded
+//! directions through bottleneck adapters of 24 behind both outputs of each block, in turns with a plain
+//! forward pass of the same model, and also prints what one of them costs in such passes:
+//!
+//! ```text
+//! cargo run --release --example train_step -- --shape minilm --threads 1 --what tangents --sequence 64
+//! ```
 
 use base::{Meter, Seed};
 use clap::{Parser, ValueEnum};
+use model::tangent::{self, Fan};
 use model::{
-    Activations, Model, PeftConfig, PeftKind, Pooling, Shape, Source, Spec, Targets, Task, Tokens,
+    Activations, Draw, Model, PeftConfig, PeftKind, Pooling, Seeded, Shape, Source, Spec, Targets, Task,
+    Tokens,
 };
 use ops::Workspace;
 use std::fs::{self, File};
@@ -24,7 +32,6 @@ use std::time::Instant;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const BATCH: usize = 8;
-const SEQUENCE: usize = 128;
 const CLASSES: usize = 6;
 
 #[derive(Parser)]
@@ -35,6 +42,12 @@ struct Options {
     threads: usize,
     #[arg(long, value_enum)]
     what: What,
+    /// Tokens of a sequence
+    #[arg(long, default_value_t = 128)]
+    sequence: usize,
+    /// Of `tangents`: directions at once
+    #[arg(long, default_value_t = 16)]
+    directions: u64,
     #[arg(long, default_value_t = 20)]
     runs: usize,
     #[arg(long, default_value_t = 3)]
@@ -52,17 +65,23 @@ enum What {
     Forward,
     Train,
     TrainRecompute,
+    Tangents,
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let options = Options::parse();
     let (model, theta) = load(options.shape, options.what)?;
-    let (tokens, targets) = batch(&model);
+    let (tokens, targets) = batch(&model, options.sequence);
+    if let What::Tangents = options.what {
+        return tangents(&options, &model, &theta, (&tokens, &targets));
+    }
     let workspace = Workspace::new(&Meter::unlimited(), options.threads);
     let mut gradient = vec![0f32; theta.len()];
     let mut step = || -> Result<f64, model::Error> {
         let activations = match options.what {
-            What::Forward => return Ok(model::loss(&workspace, &model, &theta, &tokens, &targets)?.mean()),
+            What::Forward | What::Tangents => {
+                return Ok(model::loss(&workspace, &model, &theta, &tokens, &targets)?.mean());
+            }
             What::Train => Activations::Keep,
             What::TrainRecompute => Activations::Recompute,
         };
@@ -104,6 +123,60 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
+/// Derivatives along many directions in one pass, and plain forward passes, in turns.
+fn tangents(
+    options: &Options,
+    model: &Model,
+    theta: &[f32],
+    (tokens, targets): (&Tokens, &Targets),
+) -> Result<(), Box<dyn std::error::Error>> {
+    let run = |count: u64| -> Result<(f64, u64), model::Error> {
+        let workspace = Workspace::new(&Meter::unlimited(), options.threads);
+        let seeds: Vec<Seed> = (0..count).map(Seed).collect();
+        let directions = Seeded { seeds: &seeds, draw: Draw::Normal, moves: 0..theta.len() };
+        let start = Instant::now();
+        let loss = match count {
+            0 => model::loss(&workspace, model, theta, tokens, targets)?,
+            _ => tangent::loss(&workspace, model, theta, tokens, targets, Fan::batch(&directions))?.loss,
+        };
+        let time = 1000.0 * start.elapsed().as_secs_f64();
+        assert!(loss.sum.is_finite(), "a loss must come out, so that nothing can be left out");
+        Ok((time, workspace.meter().peak()))
+    };
+    let (mut plain, mut many, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..options.warmup + options.runs {
+        let (forward, all) = (run(0)?.0, run(options.directions)?.0);
+        if round >= options.warmup {
+            plain.push(forward);
+            many.push(all);
+            ratios.push(all / forward / options.directions as f64);
+        }
+    }
+    [&mut plain, &mut many, &mut ratios].into_iter().for_each(|times| times.sort_by(f64::total_cmp));
+    let mib = |bytes: u64| round(bytes as f64 / f64::from(1 << 20));
+    let line = serde_json::json!({
+        "peer": "undertone",
+        "shape": name(options.shape),
+        "threads": options.threads,
+        "what": name(options.what),
+        "directions": options.directions,
+        "batch": [BATCH, options.sequence],
+        "parameters": theta.len(),
+        "forward_ms_median": round(median(&plain)),
+        "forward_ms_min": round(plain[0]),
+        "all_ms_median": round(median(&many)),
+        "all_ms_min": round(many[0]),
+        "forwards_a_direction_median": round(median(&ratios)),
+        "forwards_a_direction_of_minima": round(many[0] / plain[0] / options.directions as f64),
+        "runs": options.runs,
+        "peak_mib": { "forward": mib(run(0)?.1), "one": mib(run(1)?.1), "all": mib(run(options.directions)?.1) },
+        "process_peak_bytes": peak_bytes(),
+        "allocator": "mimalloc",
+    });
+    println!("{line}");
+    Ok(())
+}
+
 /// The model from a file of random weights, read as any other. `forward` has no adapter.
 fn load(shape: Architecture, what: What) -> Result<(Model, Vec<f32>), Box<dyn std::error::Error>> {
     let directory = tempfile::tempdir()?;
@@ -111,6 +184,7 @@ fn load(shape: Architecture, what: What) -> Result<(Model, Vec<f32>), Box<dyn st
     write_random(directory.path(), shape, &task)?;
     let peft = match what {
         What::Forward => PeftConfig::new(PeftKind::Head),
+        What::Tangents => PeftConfig { bottleneck_size: 24, ..PeftConfig::new(PeftKind::Bottleneck) },
         What::Train | What::TrainRecompute => PeftConfig::lora(8, 16.0, &["query", "value"]),
     };
     Ok(Model::load(&Source::Directory(directory.path().to_owned()), &task, &peft, Seed(0))?)
@@ -176,10 +250,10 @@ fn tensors(module: &str, shape: Shape) -> Vec<(String, Vec<usize>, f32)> {
     std::iter::once((format!("{module}.weight"), weight, mean)).chain(bias).collect()
 }
 
-fn batch(model: &Model) -> (Tokens, Targets) {
+fn batch(model: &Model, length: usize) -> (Tokens, Targets) {
     let mut draws = Seed(1).stream();
     let mut sequence =
-        || -> Vec<u32> { (0..SEQUENCE).map(|_| draws.below(model.spec.vocab as u64) as u32).collect() };
+        || -> Vec<u32> { (0..length).map(|_| draws.below(model.spec.vocab as u64) as u32).collect() };
     let sequences: Vec<Vec<u32>> = (0..BATCH).map(|_| sequence()).collect();
     let classes = (0..BATCH).map(|row| (row % CLASSES) as u32).collect();
     (Tokens::of(&sequences), Targets::Classes(classes))

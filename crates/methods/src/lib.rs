@@ -8,6 +8,9 @@ mod centralized;
 mod dummy;
 mod evaluate;
 mod fedavg_lora;
+mod fedsgd;
+mod forward;
+mod fwdllm;
 mod lab;
 mod method;
 pub mod schedule;
@@ -18,7 +21,7 @@ mod split_lora;
 mod train;
 
 pub use evaluate::evaluate;
-pub use lab::{Lab, Workload};
+pub use lab::{Lab, Workload, gather};
 pub use method::{Assembly, Entry, Method, Quote, ServerQuote, Setup, SetupError};
 pub use train::TrainConfig;
 
@@ -26,6 +29,8 @@ pub use train::TrainConfig;
 pub const METHODS: &[Entry] = &[
     Entry::of::<centralized::Centralized>(),
     Entry::of::<fedavg_lora::FedavgLora>(),
+    Entry::of::<fedsgd::Fedsgd>(),
+    Entry::of::<fwdllm::Fwdllm>(),
     Entry::of::<split_lora::SplitLora>(),
     Entry::of::<sl::SplitLearning>(),
     Entry::of::<sfl::SplitFed>(),

@@ -2,6 +2,7 @@
 //! choice of sites here; forward, backward and tangent are written once, and families only compose them.
 
 use crate::bottleneck::{self, Bottleneck};
+use crate::lora_xs::LoraXs;
 use crate::pass::Pass;
 use crate::tangent::TangentPass;
 use ops::{Dual, Linear, Mat, Result, dense, lora};
@@ -12,6 +13,7 @@ use std::ops::Range;
 pub(crate) struct AdaptedLinear {
     pub core: Core,
     pub lora: Option<Lora>,
+    pub xs: Option<LoraXs>,
     pub bottleneck: Option<Bottleneck>,
 }
 
@@ -41,6 +43,8 @@ pub(crate) struct Lora {
 pub(crate) struct Saved {
     /// `x A^T`.
     lora: Option<Mat>,
+    /// `x V`.
+    xs: Option<Mat>,
     bottleneck: Option<bottleneck::Saved>,
 }
 
@@ -52,6 +56,9 @@ impl AdaptedLinear {
         if let Some(Lora { a, b, scale }) = &self.lora {
             let (a, b) = (&pass.theta[a.clone()], &pass.theta[b.clone()]);
             saved.lora = Some(lora::forward(pass.ws, x, a, b, *scale, &mut y)?);
+        }
+        if let Some(xs) = &self.xs {
+            saved.xs = Some(xs.forward(pass, x, &mut y)?);
         }
         if let Some(bottleneck) = &self.bottleneck {
             let (out, inside) = bottleneck.forward(pass, y)?;
@@ -75,9 +82,12 @@ impl AdaptedLinear {
     }
 
     fn linear_tangent(&self, pass: TangentPass<'_>, x: &Dual) -> Result<Dual> {
-        let y = self.core.tangent(pass, x)?;
-        match &self.lora {
-            Some(lora) => lora.tangent(pass, x, y),
+        let mut y = self.core.tangent(pass, x)?;
+        if let Some(lora) = &self.lora {
+            y = lora.tangent(pass, x, y)?;
+        }
+        match &self.xs {
+            Some(xs) => xs.tangent(pass, x, y),
             None => Ok(y),
         }
     }
@@ -98,12 +108,16 @@ impl AdaptedLinear {
             let (a, rank) = (&pass.theta[lora.a.clone()], lora.a.len() / x.width());
             dense::forward(pass.ws, x, a, None, rank)
         };
-        Ok(Saved { lora: self.lora.as_ref().map(hidden).transpose()?, bottleneck: None })
+        Ok(Saved {
+            lora: self.lora.as_ref().map(hidden).transpose()?,
+            xs: self.xs.as_ref().map(|xs| xs.hidden(pass, x)).transpose()?,
+            bottleneck: None,
+        })
     }
 
     /// Whether [`AdaptedLinear::recompute`] reads the input.
     pub fn recomputes(&self) -> bool {
-        self.lora.is_some() || self.bottleneck.is_some()
+        self.lora.is_some() || self.xs.is_some() || self.bottleneck.is_some()
     }
 
     /// Whether the backward reads the input, so that it has to be kept.
@@ -113,7 +127,7 @@ impl AdaptedLinear {
 
     /// Whether anything here is trained.
     pub fn is_trained(&self) -> bool {
-        self.lora.is_some() || self.bottleneck.is_some() || !matches!(self.core, Core::Frozen(_))
+        self.recomputes() || !matches!(self.core, Core::Frozen(_))
     }
 
     /// The gradient of the input; those of the sites are accumulated into `grad`. `x` is the input
@@ -169,7 +183,7 @@ impl AdaptedLinear {
         x: Option<&Mat>,
         saved: &Saved,
         dy: &Mat,
-        dx: Option<&mut Mat>,
+        mut dx: Option<&mut Mat>,
         grad: &mut [f32],
     ) -> Result<()> {
         match &self.core {
@@ -183,6 +197,9 @@ impl AdaptedLinear {
                 }
             }
         }
+        if let Some((xs, h)) = self.xs.as_ref().zip(saved.xs.as_ref()) {
+            xs.backward(pass, h, dy, dx.as_deref_mut(), grad)?;
+        }
         let Some((Lora { a, b, scale }, h)) = self.lora.as_ref().zip(saved.lora.as_ref()) else {
             return Ok(());
         };
@@ -194,7 +211,8 @@ impl AdaptedLinear {
 
     /// The memory its frozen part holds.
     pub fn bytes(&self) -> u64 {
-        match &self.core {
+        let xs = self.xs.as_ref().map_or(0, LoraXs::bytes);
+        xs + match &self.core {
             Core::Frozen(linear) | Core::TrainedBias { weight: linear, .. } => linear.bytes(),
             Core::Trained { .. } => 0,
         }

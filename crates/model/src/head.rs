@@ -81,6 +81,28 @@ impl Head {
         }
     }
 
+    /// What the classifier's weight reads of each sequence: sequences x width.
+    pub fn features(&self, pass: Pass<'_>, x: Mat) -> Result<Mat, Error> {
+        let hidden = self.hidden(pass, x)?;
+        match &self.kind {
+            Kind::Classifier(classifier) => Ok(classifier.features(pass, &hidden)?),
+            Kind::Language(_) => {
+                Err(Error::Task { loaded: "causal language modelling", asked: "a classifier's features" })
+            }
+        }
+    }
+
+    /// One row a sequence in place of the output `x` of the last block, from which the head computes the
+    /// same; `None` where it needs all rows.
+    pub fn condense(&self, pass: Pass<'_>, x: &Mat) -> ops::Result<Option<Mat>> {
+        match (&self.kind, &self.norm) {
+            (Kind::Classifier(classifier), None) => {
+                classifier.pooling.forward(pass.ws, x, pass.starts).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
     pub fn loss(&self, pass: Pass<'_>, x: Mat, tokens: &Tokens, targets: &Targets) -> Result<Loss, Error> {
         let hidden = self.hidden(pass, x)?;
         match &self.kind {
@@ -177,12 +199,17 @@ struct Classified {
 }
 
 impl Classifier {
-    fn forward(&self, pass: Pass<'_>, hidden: &Mat) -> ops::Result<Classified> {
+    fn features(&self, pass: Pass<'_>, hidden: &Mat) -> ops::Result<Mat> {
         let mut features = self.pooling.forward(pass.ws, hidden, pass.starts)?;
         if let Some(k) = self.squash {
             ops::slice::scale(k, &mut features);
             Activation::Tanh.apply(pass.ws, &mut features);
         }
+        Ok(features)
+    }
+
+    fn forward(&self, pass: Pass<'_>, hidden: &Mat) -> ops::Result<Classified> {
+        let features = self.features(pass, hidden)?;
         let (weight, bias) = (self.weight.get(pass.theta), self.bias.get(pass.theta));
         let logits = dense::forward(pass.ws, &features, weight, Some(bias), self.classes)?;
         Ok(Classified { features, logits })

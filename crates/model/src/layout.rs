@@ -30,6 +30,8 @@ pub enum SiteKind {
     LoraA,
     /// `out` x `r`, zero.
     LoraB,
+    /// `r` x `r`, zero: the core of a LoRA-XS.
+    LoraCore,
     /// A matrix of the model itself, as loaded.
     Own,
     /// A bias or norm weight of the model itself, as loaded.
@@ -70,6 +72,7 @@ impl Site {
             }
             SiteKind::LoraA
             | SiteKind::LoraB
+            | SiteKind::LoraCore
             | SiteKind::Own
             | SiteKind::BottleneckDown
             | SiteKind::BottleneckUp
@@ -127,6 +130,9 @@ impl Layout {
         if let Some(rank) = peft.rank(module) {
             self.add(module, "lora_A.weight", SiteKind::LoraA, (rank.r, cols));
             self.add(module, "lora_B.weight", SiteKind::LoraB, (rows, rank.r));
+        }
+        if let Some(rank) = peft.core(module) {
+            self.add(module, "lora_core.weight", SiteKind::LoraCore, (rank.r, rank.r));
         }
         if let Some(size) = peft.bottleneck(module) {
             self.add(module, "adapter_down.weight", SiteKind::BottleneckDown, (size, rows));

@@ -26,6 +26,7 @@ mod generate;
 mod head;
 mod layout;
 mod load;
+mod lora_xs;
 mod mlp;
 mod model;
 mod norm;
@@ -53,4 +54,7 @@ pub use peft_config::{PeftConfig, PeftKind, Shorthand, TargetModules};
 pub use source::{Source, Weights};
 pub use spec::{Activation, Module, Place, Pooling, Role, Shape, Spec, Task};
 pub use tokens::{Activations, Targets, Tokens};
-pub use train::{Loss, argmax, head_loss, head_loss_and_gradient, hidden, logits, loss, loss_and_gradient};
+pub use train::{
+    Loss, argmax, condense, features, head_loss, head_loss_and_gradient, hidden, logits, loss,
+    loss_and_gradient,
+};

@@ -9,6 +9,7 @@ use crate::error::LoadError;
 use crate::families::NormKind;
 use crate::head::{Classifier, Head, Kind, Language, LanguageWeight};
 use crate::layout::{Layout, SiteKind};
+use crate::lora_xs::LoraXs;
 use crate::mlp::{Gated, Mlp, Plain};
 use crate::model::Model;
 use crate::norm::Norm;
@@ -93,6 +94,7 @@ fn initial(layout: &Layout, seed: Seed) -> Vec<f32> {
             SiteKind::Own
             | SiteKind::OwnVector
             | SiteKind::LoraB
+            | SiteKind::LoraCore
             | SiteKind::NewBias
             | SiteKind::BottleneckUp
             | SiteKind::BottleneckBias
@@ -255,6 +257,13 @@ impl Loader<'_> {
         };
         let name = &module.name;
         let weight = self.values(name, "weight", &[out, width_in])?;
+        let core = self.peft.core(&module).zip(self.range(name, "lora_core.weight"));
+        let xs = match (&weight, core) {
+            (Values::Frozen(weight), Some((rank, core))) => {
+                Some(LoraXs::new(weight, width_in, core, rank.r, rank.scale))
+            }
+            _ => None,
+        };
         let bias = if has_bias { Some(self.values(name, "bias", &[out])?) } else { None };
         let bias = bias.or_else(|| self.range(name, "bias").map(Values::Trained));
         let core = match (weight, bias) {
@@ -273,7 +282,7 @@ impl Loader<'_> {
         let lora = self.peft.rank(&module).zip(self.range(name, "lora_A.weight"));
         let lora = lora.zip(self.range(name, "lora_B.weight"));
         let lora = lora.map(|((rank, a), b)| Lora { a, b, scale: rank.scale });
-        Ok(AdaptedLinear { core, lora, bottleneck: self.bottleneck(name) })
+        Ok(AdaptedLinear { core, lora, xs, bottleneck: self.bottleneck(name) })
     }
 
     fn bottleneck(&self, name: &str) -> Option<Bottleneck> {

@@ -46,6 +46,9 @@ pub struct PeftConfig {
 pub enum PeftKind {
     /// Low-rank updates of frozen linears (Hu et al. 2022).
     Lora,
+    /// A core of `r` x `r` between frozen singular vectors of a linear's own weight (Bałazy et al. 2024).
+    #[serde(rename = "lora-xs")]
+    LoraXs,
     /// Two small linears after a frozen one, around a residual (Houlsby et al. 2019).
     Bottleneck,
     /// Every bias, norms included (Ben Zaken et al. 2022). A linear without one gets one.
@@ -164,7 +167,16 @@ impl PeftConfig {
 
     /// The LoRA this module gets.
     pub(crate) fn rank(&self, module: &Module) -> Option<Rank> {
-        if self.kind != PeftKind::Lora || !self.targets(module, &[Role::Query, Role::Value]) {
+        self.rank_of(PeftKind::Lora, module)
+    }
+
+    /// The LoRA-XS core this module gets.
+    pub(crate) fn core(&self, module: &Module) -> Option<Rank> {
+        self.rank_of(PeftKind::LoraXs, module)
+    }
+
+    fn rank_of(&self, kind: PeftKind, module: &Module) -> Option<Rank> {
+        if self.kind != kind || !self.targets(module, &[Role::Query, Role::Value]) {
             return None;
         }
         let r = pattern(&self.rank_pattern, module).unwrap_or(self.r);

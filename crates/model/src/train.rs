@@ -84,6 +84,30 @@ pub fn loss(
     head_loss(ws, model, theta, x, tokens, targets)
 }
 
+/// What a classification head's weight reads of each sequence (sequences x width), from the output `x` of
+/// the last block.
+pub fn features(
+    ws: &Workspace,
+    model: &Model,
+    theta: &[f32],
+    x: Mat,
+    starts: &[u32],
+) -> Result<Mat, Error> {
+    model.head()?.features(model.pass(ws, theta, starts)?, x)
+}
+
+/// One row a sequence in place of the output `x` of the last block, where the head computes the same from
+/// it as from all: what is worth keeping of a frozen backbone. Read it as sequences of one token.
+pub fn condense(
+    ws: &Workspace,
+    model: &Model,
+    theta: &[f32],
+    x: &Mat,
+    starts: &[u32],
+) -> Result<Option<Mat>, Error> {
+    Ok(model.head()?.condense(model.pass(ws, theta, starts)?, x)?)
+}
+
 /// The loss from the output `x` of the last block.
 pub fn head_loss(
     ws: &Workspace,

@@ -42,6 +42,7 @@ fn kinds() -> Vec<PeftConfig> {
     };
     vec![
         everywhere(PeftKind::Lora),
+        everywhere(PeftKind::LoraXs),
         everywhere(PeftKind::Bottleneck),
         PeftConfig::new(PeftKind::Bitfit),
         PeftConfig::new(PeftKind::Head),

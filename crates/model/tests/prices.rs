@@ -11,8 +11,9 @@ use undertone_model::{
     loss_and_gradient, price,
 };
 
-const KINDS: [PeftKind; 6] = [
+const KINDS: [PeftKind; 7] = [
     PeftKind::Lora,
+    PeftKind::LoraXs,
     PeftKind::Full,
     PeftKind::Bitfit,
     PeftKind::Bottleneck,

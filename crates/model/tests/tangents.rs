@@ -46,6 +46,7 @@ fn for_every_case(check: impl Fn(&str, &Model, &[f32], &Targets)) {
             let kinds = [
                 everywhere(PeftKind::Lora),
                 PeftConfig { layers_to_transform: Some(vec![1]), ..PeftConfig::new(PeftKind::Lora) },
+                everywhere(PeftKind::LoraXs),
                 everywhere(PeftKind::Bottleneck),
                 PeftConfig::new(PeftKind::Bitfit),
                 PeftConfig::new(PeftKind::Head),

@@ -53,6 +53,7 @@ fn body(run: &Run) -> String {
     let summary = run.summary;
     let mut text = section::notes(&[summary]);
     text += &figures::curves(summary);
+    text += &figures::perturbations(summary);
     text += &tables::progress(summary);
     text += &tables::rounds(summary);
     text += &tables::troubles(summary);

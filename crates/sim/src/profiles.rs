@@ -39,6 +39,12 @@ pub const PROFILES: &[Profile] = &[
     // Tensor G2. CPU peak from clocks and vector widths (2 X1, 2 A78, 4 A55; unverified); sustained
     // share as derived above; 4 GB held LLaMA-7B INT4 in FwdLLM's Table 7; 10 Mbps is FwdLLM's link.
     profile("pixel-7-pro", 0.315e12, 0.24, 4 * GB, 10.0),
+    // The same phone where nothing but forward passes is asked of it, on each of its processors: FwdLLM's
+    // Table 2, BERT over 8 x 256 tokens, about 0.35 Tflop forward, in 6.9 s, 0.8 s and 0.3 s. No training
+    // runs on its GPU or NPU, so these are for methods whose devices never go backward.
+    profile("pixel-7-pro-forward-cpu", 0.315e12, 0.16, 4 * GB, 10.0),
+    profile("pixel-7-pro-forward-gpu", 0.434e12, 1.0, 4 * GB, 10.0),
+    profile("pixel-7-pro-forward-npu", 1.157e12, 1.0, 4 * GB, 10.0),
     // Peak and 100 Mbps: the 6G-IoT article arXiv 2503.13819, unverified. 4 GB built in, half of it
     // taken as usable: an assumption.
     profile("jetson-nano", 0.472e12, 0.2, 2 * GB, 100.0),

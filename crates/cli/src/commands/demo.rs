@@ -46,6 +46,18 @@ struct Show {
 const TUNED: &[(&str, &[&str])] = &[
     ("frozen", &["peft.kind=head", "train.learning_rate=0.02"]),
     ("centralized", &["run.num-server-rounds=3", "train.learning_rate=0.002"]),
+    ("fedsgd", &["run.num-server-rounds=8", "train.eval_every=4"]),
+    (
+        "fwdllm",
+        &[
+            "run.num-server-rounds=8",
+            "train.eval_every=4",
+            "peft.kind=lora-xs",
+            "train.learning_rate=0.01",
+            "method.head=exact",
+            "method.perturbations=8",
+        ],
+    ),
     ("split-lora", &["run.num-server-rounds=4"]),
     ("sl", &["run.num-server-rounds=2"]),
     ("sfl", &["run.num-server-rounds=2"]),

@@ -10,6 +10,7 @@ mod methods;
 mod partition;
 mod plan;
 mod predict;
+mod profile;
 mod report;
 mod resume;
 mod revoke;
@@ -70,6 +71,8 @@ pub enum Command {
     Generate(generate::Generate),
     /// Write a run's adapter for other programs
     Export(export::Export),
+    /// How well forward gradients agree with the true one, for each kind of adapter
+    Profile(profile::Profile),
     /// In which order a server should serve its devices: every policy side by side
     Schedule(schedule::Schedule),
     /// The methods that a scenario can name
@@ -95,6 +98,7 @@ impl Command {
             Command::Predict(command) => command.run(),
             Command::Generate(command) => command.run(),
             Command::Export(command) => command.run(),
+            Command::Profile(command) => command.run(),
             Command::Schedule(command) => command.run(),
             Command::Methods(command) => command.run(),
         }

@@ -13,7 +13,7 @@
 mod sites;
 mod walk;
 
-use crate::layout::Layout;
+use crate::layout::{Layout, SiteKind};
 use crate::optim::{Optimizer, OptimizerConfig};
 use crate::pass::Below;
 use crate::spec::{Role, Shape, Spec, Task};
@@ -212,6 +212,12 @@ pub fn weights(spec: &Spec, task: &Task, layout: &Layout) -> u64 {
                 frozen(name, "weight", weight) + if bias { frozen(name, "bias", out) } else { 0 }
             }
         };
+    }
+    for core in layout.sites.iter().filter(|site| site.kind == SiteKind::LoraCore) {
+        let module = modules.iter().find(|module| core.name == format!("{}.lora_core.weight", module.name));
+        if let Some(Shape::Linear { out, width_in, .. }) = module.map(|module| module.shape) {
+            floats += (core.rows * (out + width_in)) as u64;
+        }
     }
     if spec.rope_theta.is_some() && !layout.layers.is_empty() {
         floats += (spec.max_positions * spec.head_dim) as u64;

@@ -9,6 +9,8 @@ pub(super) struct Linear {
     pub out: u64,
     pub width_in: u64,
     pub rank: u64,
+    /// Side of a LoRA-XS core.
+    pub core: u64,
     pub bottleneck: u64,
     pub weight: bool,
     pub bias: bool,
@@ -34,11 +36,11 @@ impl Linear {
 
     /// Whether its input is read once more when a block is run again.
     pub fn recomputes(&self) -> bool {
-        self.needs_input() || self.bottleneck > 0
+        self.needs_input() || self.core > 0 || self.bottleneck > 0
     }
 
     pub fn is_trained(&self) -> bool {
-        self.needs_input() || self.bottleneck > 0 || self.bias
+        self.recomputes() || self.bias
     }
 }
 
@@ -55,6 +57,7 @@ impl Block {
                 out: out as u64,
                 width_in: width_in as u64,
                 rank: side("lora_A.weight"),
+                core: side("lora_core.weight"),
                 bottleneck: side("adapter_down.weight"),
                 weight: has(&module.name, "weight").is_some(),
                 bias: has(&module.name, "bias").is_some(),

@@ -203,6 +203,9 @@ impl<'a> Walk<'a> {
         self.product(rows, linear.out, linear.width_in);
         self.product(rows, linear.rank, linear.width_in + linear.out);
         let mut saved = self.take(rows * linear.rank);
+        self.product(rows, linear.core, linear.width_in + linear.core + linear.out);
+        saved += self.take(rows * linear.core);
+        self.pass_through(rows * linear.core);
         if linear.bottleneck > 0 {
             self.product(rows, linear.bottleneck, 2 * linear.out);
             saved += self.take(rows * linear.bottleneck) + self.take(rows * linear.out);
@@ -230,6 +233,8 @@ impl<'a> Walk<'a> {
         if linear.weight {
             self.product(rows, linear.out, linear.width_in);
         }
+        self.product(rows, linear.core, linear.out + 2 * linear.core + linear.width_in);
+        self.pass_through(2 * rows * linear.core);
         self.product(rows, linear.rank, linear.width_in + 2 * linear.out);
         self.pass_through(rows * linear.rank);
         self.free(bottleneck);
@@ -262,7 +267,7 @@ impl<'a> Walk<'a> {
         }
         self.linear_backward(&block.output, Gradient::Fresh);
         let context = if block.output.needs_input() { queries } else { 0 };
-        let output = rows * (block.output.rank + block.output.bottleneck)
+        let output = rows * (block.output.rank + block.output.core + block.output.bottleneck)
             + if block.output.bottleneck > 0 { rows * block.output.out } else { 0 };
         self.free(context + output);
         self.take(queries + 2 * keys);
@@ -322,8 +327,8 @@ impl<'a> Walk<'a> {
             saved += self.linear_forward(down);
             self.free(self.rows * down.out);
         } else {
-            self.product(self.rows, down.rank, down.width_in);
-            saved += self.take(self.rows * down.rank);
+            self.product(self.rows, down.rank + down.core, down.width_in);
+            saved += self.take(self.rows * (down.rank + down.core));
         }
         if down.needs_input() {
             return saved + active;

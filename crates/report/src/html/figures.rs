@@ -66,6 +66,34 @@ pub(super) fn curves(run: &Summary) -> String {
     text + "</div>\n"
 }
 
+/// Of a run that perturbs: how many perturbations each round took, how far they varied, and the share of
+/// the devices asked that was counted. Empty for others.
+pub(super) fn perturbations(run: &Summary) -> String {
+    let charts: [(Measure, Get); 4] = [
+        (Measure { name: "perturbations", quantity: Quantity::Count }, |point| {
+            point.figures.get("perturbations").copied()
+        }),
+        (Measure { name: "D(g)", quantity: Quantity::Plain }, |point| {
+            point.figures.get("variance").copied()
+        }),
+        (Measure { name: "noise to signal", quantity: Quantity::Plain }, |point| {
+            point.figures.get("noise_to_signal").copied()
+        }),
+        (Measure { name: "devices counted", quantity: Quantity::Share }, |point| {
+            Some(f64::from(point.counted) / f64::from(point.cohort.max(1)))
+        }),
+    ];
+    if run.curve.iter().all(|point| !point.figures.contains_key("perturbations")) {
+        return String::new();
+    }
+    let (round, position) = along(run.info.clock)[0];
+    let mut text = "<h2>Perturbations</h2>\n<div class=\"figures\">\n".to_owned();
+    for (y, get) in charts {
+        text += &figure(&chart(round, y, &[series(y.name, 0, false, &run.curve, position, get)]));
+    }
+    text + "</div>\n"
+}
+
 /// The curves of several runs over each other, one colour a run.
 pub(super) fn overlaid(runs: &[&Summary]) -> String {
     let keys: Vec<(String, String)> = runs

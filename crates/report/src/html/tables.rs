@@ -10,12 +10,16 @@ use federation::Eval;
 
 type Column = (&'static str, fn(&Point) -> Option<f64>);
 
-const MEASURES: [Column; 5] = [
+const MEASURES: [Column; 9] = [
     ("train loss", |point| point.train_loss),
     ("loss", |point| point.loss),
     ("accuracy", |point| point.accuracy),
     ("macro-F1", |point| point.macro_f1),
     ("perplexity", |point| point.perplexity),
+    ("waves", |point| point.figures.get("waves").copied()),
+    ("perturbations", |point| point.figures.get("perturbations").copied()),
+    ("D(g)", |point| point.figures.get("variance").copied()),
+    ("noise to signal", |point| point.figures.get("noise_to_signal").copied()),
 ];
 
 /// Every round as a row, folded away.

@@ -110,6 +110,9 @@ impl Walk<'_> {
             self.product(rows * lanes, all.out, all.width_in);
         }
         self.pass_through(if moved.bias { all.out } else { 0 });
+        if all.core > 0 {
+            y = self.core_tangent(fan, Pair { all, moved }, x, y);
+        }
         if all.rank == 0 {
             return y;
         }
@@ -123,6 +126,24 @@ impl Walk<'_> {
             self.product(rows * lanes, all.rank, all.width_in + all.out);
         }
         self.drop(fan, h);
+        y
+    }
+
+    /// Takes the place of `y` where the core's tangents make it wide.
+    fn core_tangent(&mut self, fan: &Fan, Pair { all, moved }: Pair<'_>, x: Held, y: Held) -> Held {
+        let (rows, core) = (self.rows, all.core);
+        let h = self.hold(fan, rows * core, x.wide);
+        let u = self.hold(fan, rows * core, x.wide);
+        self.product(rows * fan.copies(x.wide), core, all.width_in + core);
+        let u = self.widen(fan, u, moved.core > 0);
+        if moved.core > 0 {
+            self.pass_through(core * core);
+            self.product(rows * fan.lanes, core, core);
+        }
+        let y = self.widen(fan, y, u.wide);
+        self.product(rows * fan.copies(u.wide), core, all.out);
+        self.drop(fan, h);
+        self.drop(fan, u);
         y
     }
 
