@@ -46,15 +46,16 @@ struct Show {
 const TUNED: &[(&str, &[&str])] = &[
     ("frozen", &["peft.kind=head", "train.learning_rate=0.02"]),
     ("centralized", &["run.num-server-rounds=3", "train.learning_rate=0.002"]),
-    ("fedsgd", &["run.num-server-rounds=8", "train.eval_every=4"]),
+    ("fedsgd", &["run.num-server-rounds=20", "train.eval_every=10"]),
     (
         "fwdllm",
         &[
-            "run.num-server-rounds=8",
-            "train.eval_every=4",
+            "run.num-server-rounds=20",
+            "train.eval_every=10",
             "peft.kind=lora-xs",
             "train.learning_rate=0.01",
             "method.head=exact",
+            "method.head_learning_rate=0.1",
             "method.perturbations=8",
         ],
     ),
