@@ -3,7 +3,6 @@
 use crate::attention::Cache;
 use crate::error::Error;
 use crate::model::Model;
-use crate::side::Beside;
 use crate::tokens::Tokens;
 use crate::train::argmax;
 use base::{Seed, Stream};
@@ -29,19 +28,6 @@ pub fn generate(
     sampling: Sampling,
     eos: Option<u32>,
 ) -> Result<Vec<u32>, Error> {
-    generate_beside(ws, model, theta, None, prompt, (max_new, eos), sampling)
-}
-
-/// [`generate`] by the sum of the model's distribution and the side network beside it.
-pub fn generate_beside(
-    ws: &Workspace,
-    model: &Model,
-    theta: &[f32],
-    beside: Option<Beside<'_>>,
-    prompt: &[u32],
-    (max_new, eos): (usize, Option<u32>),
-    sampling: Sampling,
-) -> Result<Vec<u32>, Error> {
     model.check_tokens(&Tokens::of(&[prompt]))?;
     let positions = model.spec.max_positions.min(prompt.len().saturating_add(max_new));
     let mut cache = caches(ws, model, positions)?;
@@ -55,7 +41,7 @@ pub fn generate_beside(
         if generated.len() == max_new {
             break;
         }
-        let logits = next_logits(ws, model, theta, &fed, position - fed.len(), &mut cache, beside)?;
+        let logits = next_logits(ws, model, theta, &fed, position - fed.len(), &mut cache)?;
         let next = choose(&logits, sampling, &mut stream);
         if Some(next) == eos {
             break;
@@ -80,22 +66,14 @@ fn next_logits(
     ids: &[u32],
     first: usize,
     caches: &mut [Cache],
-    beside: Option<Beside<'_>>,
 ) -> Result<Mat, Error> {
     let tokens = Tokens::of(&[ids]);
     let pass = model.pass(ws, theta, &tokens.starts)?;
     let mut x = model.embedding()?.forward(pass, &tokens)?;
-    let mut taps = Vec::new();
-    for ((layer, block), cache) in model.layers().zip(model.blocks(&model.layers())?).zip(caches) {
+    for (block, cache) in model.blocks(&model.layers())?.iter().zip(caches) {
         x = block.decode(pass, &x, first, cache)?;
-        if beside.is_some_and(|beside| beside.layers.contains(&layer)) {
-            taps.push(ws.copy_rows(&x, x.rows() - 1..x.rows())?);
-        }
     }
-    let mut logits = model.head()?.logits(pass, x)?;
-    if let Some(beside) = beside {
-        beside.add(ws, &taps, &mut logits)?;
-    }
+    let logits = model.head()?.logits(pass, x)?;
     if ops::slice::all_finite(&logits) { Ok(logits) } else { Err(Error::NonFinite { what: "output" }) }
 }
 

@@ -1,6 +1,6 @@
 //! From records to figures, in one pass and in memory of the order of the number of devices.
 
-use crate::timeline::{Activity, Timeline};
+use crate::timeline::{Activity, Opening, Timeline};
 use crate::trouble::{Trouble, TroubleKind, Troubles};
 use base::{Node, SERVER, Time, units};
 use federation::{Eval, Fact, Record, Status, Summary};
@@ -126,6 +126,7 @@ pub struct Fold {
     pub job_peak_bytes: u64,
     pub server: Totals,
     pub timeline: Timeline,
+    pub opening: Opening,
     pub messages: u64,
     /// Messages whose arrival is not in the trace: lost ones in simulation, all on a real network.
     pub unarrived: u64,
@@ -275,7 +276,7 @@ impl Fold {
             self.job_peak_bytes = self.job_peak_bytes.max(peak);
             self.open.iter_mut().for_each(|open| open.jobs += 1);
         }
-        self.timeline.add(node, Activity::Compute, begin, end);
+        self.busy(node, Activity::Compute, begin, end);
     }
 
     fn refuse(&mut self, t: Time, node: Node, label: &str, need: u64, budget: u64) {
@@ -298,14 +299,19 @@ impl Fold {
             self.totals(from).bytes_up += bytes;
         }
         if let Some(arrives) = arrives {
-            self.timeline.add(from, Activity::Send, t, arrives);
-            self.timeline.add(to, Activity::Receive, t, arrives);
+            self.busy(from, Activity::Send, t, arrives);
+            self.busy(to, Activity::Receive, t, arrives);
         }
     }
 
     fn away(&mut self, kind: TroubleKind, t: Time, node: Node, until: Option<Time>) {
         let reason = if until.is_some() { "came back" } else { "for good" };
         self.troubles.add(kind, reason, t, node);
-        self.timeline.add(node, Activity::Away, t, until.unwrap_or(Time(u64::MAX)));
+        self.busy(node, Activity::Away, t, until.unwrap_or(Time(u64::MAX)));
+    }
+
+    fn busy(&mut self, node: Node, activity: Activity, begin: Time, end: Time) {
+        self.timeline.add(node, activity, begin, end);
+        self.opening.add(node, activity, begin, end);
     }
 }

@@ -9,6 +9,21 @@ pub const ROWS: usize = 60;
 /// Spans and marks kept in one lane; beyond it, neighbours are joined.
 const SPANS: usize = 1024;
 
+/// Jobs of the server in the [`Opening`].
+const OPENING: u32 = 24;
+
+/// The first steps of a run close up, for methods whose server works between the steps of devices: at the
+/// scale of a whole run they are all one bar.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Opening {
+    pub timeline: Timeline,
+    /// From the first job of a device ...
+    begin: Option<Time>,
+    /// ... to the end of the server's last job that is shown.
+    end: Option<Time>,
+    jobs: u32,
+}
+
 /// What a node was busy with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Activity {
@@ -94,6 +109,30 @@ impl Timeline {
             self.devices.remove(&last);
         }
         Some(self.devices.entry(key).or_default())
+    }
+}
+
+impl Opening {
+    /// From when until when, once it is complete.
+    pub fn window(&self) -> Option<(Time, Time)> {
+        Some((self.begin?, self.end?))
+    }
+
+    pub(crate) fn add(&mut self, node: Node, activity: Activity, begin: Time, end: Time) {
+        if self.end.is_some_and(|last| begin >= last) {
+            return;
+        }
+        if activity == Activity::Compute && begin < end {
+            if node != SERVER {
+                self.begin.get_or_insert(begin);
+            } else if self.begin.is_some_and(|first| begin >= first) {
+                self.jobs += 1;
+                if self.jobs == OPENING {
+                    self.end = Some(end);
+                }
+            }
+        }
+        self.timeline.add(node, activity, begin, end);
     }
 }
 

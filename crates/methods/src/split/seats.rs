@@ -1,5 +1,6 @@
 //! On which terms each device takes part, and in which order the server takes them.
 
+use super::parts::Part;
 use super::serve::{Stage, price_of_serving};
 use super::step::{price_of_forward, price_of_judging, price_of_learning};
 use super::{Between, Choose, Half, Labels, Learning, Mixed, Options, Terms, Traffic, device};
@@ -73,12 +74,12 @@ impl Seats {
             }
         }
         let chosen = together(&choices);
-        let mut places: Vec<(&Member, Terms, Turn)> = (chosen.iter().zip(&choices))
+        let mut places: Vec<Place> = (chosen.iter().zip(&choices))
             .map(|(&at, (member, turns))| (*member, turns[at].0, turns[at].1))
             .collect();
         if planner.options.choose == Choose::EachRound {
-            planner.share_steps(&mut places);
             planner.lower_ranks(&mut places);
+            planner.share_steps(&mut places);
         }
         let turns: Vec<Turn> = places.iter().map(|(_, _, turn)| *turn).collect();
         let served = served(planner.options.order, &turns, planner.lab.seed);
@@ -113,6 +114,9 @@ fn served(policy: Policy, turns: &[Turn], seed: Seed) -> Vec<usize> {
     };
     order(policy, turns, seed.child("order", 0))
 }
+
+/// A device, what it does, and what turn at the server that makes.
+type Place<'a> = (&'a Member, Terms, Turn);
 
 /// What a device could do, and what turn at the server that makes.
 type Choices<'a> = (&'a Member, Vec<(Terms, Turn)>);
@@ -281,21 +285,21 @@ impl<'a> Planner<'a> {
 
     /// Give slow devices fewer steps and fast ones more, `[train] max_steps` on average, so that all are
     /// through at the same time. Without `max_steps` everybody goes over all of its rows.
-    fn share_steps(&self, places: &mut [(&Member, Terms, Turn)]) {
-        let mean = self.lab.work.recipe.max_steps;
-        if mean == 0 || places.is_empty() {
-            return;
-        }
+    fn share_steps(&self, places: &mut [Place]) {
+        let mean = f64::from(self.lab.work.recipe.max_steps);
         let batch = self.lab.work.recipe.per_device_train_batch_size.get() as u64;
         let epochs = u64::from(self.lab.work.recipe.local_epochs);
-        let most = |member: &Member| (member.examples.div_ceil(batch) * epochs).max(1) as f64;
-        let iteration = |turn: &Turn| turn.arrival + turn.service + turn.tail;
-        let wanted: f64 = places.iter().map(|(member, ..)| most(member).min(f64::from(mean))).sum();
-        let steps = |seconds: f64, (member, _, turn): &(&Member, Terms, Turn)| {
-            (seconds / iteration(turn)).floor().clamp(1.0, most(member))
+        let most = |(member, ..): &Place| (member.examples.div_ceil(batch) * epochs).max(1) as f64;
+        let wanted: f64 = places.iter().map(|place| most(place).min(mean)).sum();
+        if wanted == 0.0 {
+            return;
+        }
+        let steps = |seconds: f64, place: &Place| {
+            let (member, terms, turn) = place;
+            let left = seconds - self.travel(member, terms);
+            (left / iteration(turn)).floor().clamp(1.0, most(place))
         };
-        // The time in which the wanted number of steps is taken: halved until it is known to a thousandth.
-        let longest = |place: &(&Member, Terms, Turn)| most(place.0) * iteration(&place.2);
+        let longest = |place: &Place| self.travel(place.0, &place.1) + most(place) * iteration(&place.2);
         let (mut low, mut high) = (0f64, places.iter().map(longest).fold(0.0, f64::max));
         for _ in 0..40 {
             let middle = 0.5 * (low + high);
@@ -307,25 +311,31 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// Seconds that a device's parameters are on the way at the beginning and the end of a pass.
+    fn travel(&self, member: &Member, terms: &Terms) -> f64 {
+        let part = Part::of_device(&self.lab.work.model.layout, self.options.labels, terms);
+        4.0 * part.len() as f64 * (1.0 / member.up_bytes_per_s + 1.0 / member.down_bytes_per_s)
+    }
+
     /// Halve the rank of those whose adapters would be long on the way, down to `min_rank`.
-    fn lower_ranks(&self, places: &mut [(&Member, Terms, Turn)]) {
-        let (lab, least) = (self.lab, self.options.min_rank);
+    fn lower_ranks(&self, places: &mut [Place]) {
+        let (work, least) = (&self.lab.work, self.options.min_rank);
         if least == 0 {
             return;
         }
-        let layout = &lab.work.model.layout;
         for (member, terms, turn) in places {
-            let pass = f64::from(terms.steps.unwrap_or(1)) * (turn.arrival + turn.service + turn.tail);
-            let mut rank = terms.rank.unwrap_or(lab.work.model.peft.r as u32);
-            let travel = |rank| {
-                let own = Terms { rank: Some(rank), ..*terms };
-                let part = super::parts::Part::of_device(layout, self.options.labels, &own);
-                4.0 * part.len() as f64 * (1.0 / member.up_bytes_per_s + 1.0 / member.down_bytes_per_s)
-            };
+            let pass = f64::from(work.recipe.max_steps.max(1)) * iteration(turn);
+            let mut rank = terms.rank.unwrap_or(work.model.peft.r as u32);
+            let travel = |rank| self.travel(member, &Terms { rank: Some(rank), ..*terms });
             while rank / 2 >= least && travel(rank) > RANK_SHARE * pass {
                 rank /= 2;
             }
-            terms.rank = Some(rank).filter(|rank| (*rank as usize) < lab.work.model.peft.r);
+            terms.rank = Some(rank).filter(|rank| (*rank as usize) < work.model.peft.r);
         }
     }
+}
+
+/// How long a device takes for a step when nobody is in its way.
+fn iteration(turn: &Turn) -> f64 {
+    turn.arrival + turn.service + turn.tail
 }

@@ -158,7 +158,10 @@ pub(super) fn timeline(run: &Summary, fold: &Fold) -> String {
         String::new()
     };
     let legend = legend(&keys);
-    format!("<h2>Who trained when</h2>\n{sample}{legend}<figure class=\"wide\">{svg}</figure>\n")
+    let opening = gantt::opening(fold, run.info.clock.name()).map_or(String::new(), |svg| {
+        format!("<h3>The first steps, close up</h3>\n<figure class=\"wide\">{svg}</figure>\n")
+    });
+    format!("<h2>Who trained when</h2>\n{sample}{legend}<figure class=\"wide\">{svg}</figure>\n{opening}")
 }
 
 /// Memory, bytes and time by device class.

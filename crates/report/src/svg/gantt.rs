@@ -3,7 +3,7 @@
 use super::axis::{Axis, Quantity};
 use super::{Anchor, Svg};
 use crate::fold::{Fold, Point};
-use crate::timeline::{Activity, Row, Span};
+use crate::timeline::{Activity, Row, Span, Timeline};
 use base::{Time, units};
 
 const WIDTH: f64 = 1040.0;
@@ -13,18 +13,30 @@ const TOP: f64 = 22.0;
 /// Up to this many rows are set wide enough for text of the usual size.
 const ROOMY: usize = 32;
 
-/// The chart of a fold over `0..end`.
+/// The chart of a whole run.
 pub(crate) fn chart(fold: &Fold, end: Time, clock: &str) -> String {
-    let mut devices = fold.timeline.devices();
+    draw(fold, &fold.timeline, (Time::ZERO, end), format!("{clock} time"))
+}
+
+/// The chart of a run's first steps, where there are any to show: see [`Opening`](crate::timeline::Opening).
+pub(crate) fn opening(fold: &Fold, clock: &str) -> Option<String> {
+    let window = fold.opening.window()?;
+    let since = units::seconds(window.0.seconds());
+    Some(draw(fold, &fold.opening.timeline, window, format!("{clock} time since {since}")))
+}
+
+fn draw(fold: &Fold, timeline: &Timeline, (begin, end): (Time, Time), label: String) -> String {
+    let mut devices = timeline.devices();
     devices.sort_by_key(|(node, _)| (fold.class(*node), *node));
     let (pitch, text) = if devices.len() > ROOMY { (11.0, "tick small") } else { (15.0, "tick") };
     let bottom = TOP + pitch * (devices.len() + 1) as f64 + 10.0;
-    let axis = Axis::over(Quantity::Seconds, [0.0, end.seconds()].into_iter(), 8);
-    let mut plot = Plot { svg: Svg::new(WIDTH, bottom + 34.0, "who trained when"), axis, end, pitch };
+    let axis = Axis::over(Quantity::Seconds, [0.0, end.seconds() - begin.seconds()].into_iter(), 8);
+    let svg = Svg::new(WIDTH, bottom + 34.0, "who trained when");
+    let mut plot = Plot { svg, axis, begin, end, pitch };
     plot.rounds(&fold.curve, bottom);
     let middle = pitch / 2.0 + 1.5;
     plot.svg.words(&format!("{text} strong"), 0.0, TOP + middle, Anchor::Start, "server");
-    plot.row(TOP, "server", &fold.timeline.server);
+    plot.row(TOP, "server", &timeline.server);
     let mut above = None;
     for (index, (node, row)) in devices.iter().enumerate() {
         let y = TOP + 6.0 + pitch * (index + 1) as f64;
@@ -38,26 +50,32 @@ pub(crate) fn chart(fold: &Fold, end: Time, clock: &str) -> String {
         }
         plot.row(y, &node.to_string(), row);
     }
-    plot.time_axis(bottom, clock);
+    plot.time_axis(bottom, &label);
     plot.svg.finish()
 }
 
 struct Plot {
     svg: Svg,
     axis: Axis,
+    begin: Time,
     end: Time,
     pitch: f64,
 }
 
 impl Plot {
     fn at(&self, time: Time) -> f64 {
-        LEFT + (RIGHT - LEFT) * self.axis.place(time.min(self.end).seconds())
+        LEFT + (RIGHT - LEFT)
+            * self.axis.place(time.clamp(self.begin, self.end).seconds() - self.begin.seconds())
     }
 
     /// Every second round is shaded; numbers stand where they do not touch.
     fn rounds(&mut self, curve: &[Point], bottom: f64) {
         let mut free = LEFT;
-        for (index, point) in curve.iter().enumerate() {
+        let shown = |point: &&Point| {
+            let opened = Time::ZERO.after(point.opened_s);
+            opened < self.end && Time::ZERO.after(point.time_s) > self.begin
+        };
+        for (index, point) in curve.iter().filter(shown).enumerate() {
             let from = self.at(Time::ZERO.after(point.opened_s));
             let to = self.at(Time::ZERO.after(point.time_s));
             let tip = format!("round {}: {}/{} counted", point.round, point.counted, point.cohort);
@@ -85,7 +103,9 @@ impl Plot {
         for (activity, class, down, height, verb) in lanes {
             let Some(lane) = row.lanes.get(&activity) else { continue };
             // Gaps under half a pixel cannot be seen.
-            for span in lane.joined((self.end.0 as f64 * 0.5 / (RIGHT - LEFT)) as u64) {
+            let grain = ((self.end.0 - self.begin.0) as f64 * 0.5 / (RIGHT - LEFT)) as u64;
+            let seen = |span: &Span| span.begin < self.end && span.end > self.begin;
+            for span in lane.joined(grain).into_iter().filter(seen) {
                 let (from, to) = (self.at(span.begin), self.at(span.end));
                 self.svg.rect(class, from, y + down, (to - from).max(0.6), height, &tip(name, verb, span));
             }
@@ -98,14 +118,14 @@ impl Plot {
         }
     }
 
-    fn time_axis(&mut self, bottom: f64, clock: &str) {
+    fn time_axis(&mut self, bottom: f64, label: &str) {
         self.svg.line("axis", LEFT, bottom, RIGHT, bottom);
         for tick in self.axis.ticks.clone() {
             let x = LEFT + (RIGHT - LEFT) * self.axis.place(tick);
             self.svg.line("axis", x, bottom, x, bottom + 4.0);
             self.svg.words("tick", x, bottom + 15.0, Anchor::Middle, &self.axis.label(tick));
         }
-        let label = format!("{clock} time, {}", self.axis.unit_name);
+        let label = format!("{label}, {}", self.axis.unit_name);
         self.svg.words("label", RIGHT, bottom + 30.0, Anchor::End, &label);
     }
 }
