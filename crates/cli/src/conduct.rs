@@ -83,6 +83,7 @@ pub fn conduct(
     stage: &Stage,
     rest: Option<Rest>,
 ) -> Result<Conducted, Failure> {
+    prepared.keep.settle(&run.file(""));
     let mut log = Log::open(prepared, &run, stage.style, stage.driver.clock(), rest.as_ref())?;
     let ended = drive(prepared, stage, rest.map(|rest| rest.checkpoint), &mut log);
     log.close()?;
@@ -247,7 +248,7 @@ fn weights_hash(trained: &Blob) -> String {
 
 /// What only a completed run has: the adapter and the report.
 fn complete(prepared: &Prepared, run: &RunDir, trained: &Blob) -> Result<(), Failure> {
-    prepared.save_adapter(&run.file(run_dir::ADAPTER), trained)?;
+    prepared.save_trained(run, trained)?;
     remove(&run.file(run_dir::CHECKPOINT))?;
     let finished = Finished::read(&run.file(""))?;
     write_report(&run.file(run_dir::REPORT), &run.id(), &[finished])

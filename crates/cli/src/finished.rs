@@ -1,11 +1,13 @@
 //! A run read back from its directory: for reports, and to use what it trained.
 
 use crate::errors::{Exit, Failure, context};
-use crate::prepare::{Loaded, load};
+use crate::prepare::{Loaded, load, task};
 use crate::run_dir;
 use crate::scenario::{ModelConfig, Scenario};
 use base::Seed;
 use model::peft::Adapter;
+use model::side::{self, SideCard, SideNetwork};
+use model::{PeftConfig, PeftKind};
 use report::html::{self, Run};
 use report::{Fold, Summary, TraceReader, write_atomically};
 use std::path::Path;
@@ -60,12 +62,24 @@ pub struct Tuned {
     pub labels: Vec<String>,
     pub loaded: Loaded,
     pub theta: Vec<f32>,
+    /// Where the run trained a side network: it is added to the backbone's prediction.
+    pub side: Option<Beside>,
+}
+
+/// A side network and how it stands beside the backbone.
+pub struct Beside {
+    pub card: SideCard,
+    pub network: SideNetwork,
+    pub theta: Vec<f32>,
 }
 
 impl Tuned {
     pub fn open(dir: &Path) -> Result<Tuned, Failure> {
         let dir = run_dir::existing(dir)?;
         let (scenario, _) = Scenario::read(&dir.join(run_dir::SCENARIO), &[])?;
+        if dir.join(side::CONFIG_FILE).is_file() {
+            return Tuned::beside(dir, &scenario);
+        }
         let path = dir.join(run_dir::ADAPTER);
         let (Some(config), true) = (scenario.model, path.is_dir()) else {
             return Err(Failure::new(Exit::Model, format!("{} holds no adapter", dir.display()))
@@ -76,6 +90,20 @@ impl Tuned {
         let loaded = load(&config.path, &adapter.task(), &adapter.peft, Seed(scenario.run.seed))?;
         let theta = adapter.theta(&loaded.model).map_err(failed)?;
         let labels = adapter.head.map(|head| head.labels).unwrap_or_default();
-        Ok(Tuned { config, labels, loaded, theta })
+        Ok(Tuned { config, labels, loaded, theta, side: None })
+    }
+
+    /// A backbone as it was, and the side network that the run trained.
+    fn beside(dir: &Path, scenario: &Scenario) -> Result<Tuned, Failure> {
+        let failed = |error| Failure::new(Exit::Model, error);
+        let (card, network, theta) = side::load(dir).map_err(failed)?;
+        let Some(config) = scenario.model.clone() else {
+            return Err(Failure::new(Exit::Model, format!("{} names no model", dir.display())));
+        };
+        let labels = card.labels.clone();
+        let frozen = PeftConfig::new(PeftKind::None);
+        let loaded = load(&config.path, &task(&config, &labels)?, &frozen, Seed(scenario.run.seed))?;
+        let initial = loaded.initial.clone();
+        Ok(Tuned { config, labels, loaded, theta: initial, side: Some(Beside { card, network, theta }) })
     }
 }

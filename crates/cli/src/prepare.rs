@@ -9,10 +9,10 @@ use crate::scenario::{BUILTIN, DataConfig, ModelConfig, Scenario, TaskKind};
 use base::{Blob, Node, Seed, units};
 use data::{Columns, Dataset, Encoded, Holdings, PartitionConfig, Tokenizer};
 use federation::{Acceptance, Member, Plan};
-use methods::{Assembly, Quote, Setup, Workload};
+use methods::{Assembly, Keep, Quote, Setup, Workload};
 use model::{Model, PeftConfig, Task};
 use report::{Clock, DeviceClass, Resident, RunInfo};
-use sim::SimConfig;
+use sim::{Availability, SimConfig};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -28,6 +28,8 @@ pub struct Prepared {
     pub material: Option<Material>,
     /// What the server keeps between jobs, where the method says so.
     pub server_resident: Option<Resident>,
+    /// Where the method keeps what it caches.
+    pub keep: Keep,
     /// The decisions of the run that this one replays.
     replay: Option<Acceptance>,
 }
@@ -77,19 +79,9 @@ pub fn prepare_for(
     replay: Option<Acceptance>,
 ) -> Result<Prepared, Failure> {
     let seed = Seed(scenario.run.seed);
-    let fleet = scenario.fleet.resolve(seed).map_err(|error| Failure::new(Exit::Usage, error))?;
-    let mut devices = fleet.devices;
-    let trains = scenario.entry().trains;
-    let material = trains.then(|| material(holder, &scenario, &mut devices, threads)).transpose()?;
-    let plan = Plan {
-        rounds: scenario.run.num_server_rounds,
-        cohort: scenario.cohort.clone(),
-        devices_expected: devices.len() as u32,
-        replay: replay.clone(),
-    };
-    let options = scenario.method.options.clone();
-    let work = material.as_ref().map(|material| material.work.clone());
-    let setup = Setup { server: fleet.server, devices, plan, seed, options, work };
+    let keep = Keep { traffic: scenario.audit.record.then(Default::default), ..Keep::default() };
+    let Parts { setup, material, availability } =
+        parts(holder, &scenario, threads, replay.clone(), keep.clone())?;
     let before = PROCESS.used();
     let mut assembly = (scenario.entry().assemble)(setup)
         .map_err(|error| Failure::new(Exit::Usage, format!("method {}: {error}", scenario.method.name)))?;
@@ -109,11 +101,43 @@ pub fn prepare_for(
     let sim = SimConfig {
         weather: scenario.weather.clone(),
         faults: scenario.faults.clone(),
-        availability: fleet.availability,
+        availability,
         checkpoint_rounds: u32::from(assembly.federation.devices.len() <= CHECKPOINTED),
         ..SimConfig::new(seed, threads)
     };
-    Ok(Prepared { scenario, members, assembly, sim, material, server_resident, replay })
+    Ok(Prepared { scenario, members, assembly, sim, material, server_resident, keep, replay })
+}
+
+/// What a scenario's federation is assembled from.
+pub struct Parts {
+    pub setup: Setup,
+    material: Option<Material>,
+    availability: Vec<Availability>,
+}
+
+/// Resolve a scenario.
+pub fn parts(
+    holder: Holder,
+    scenario: &Scenario,
+    threads: usize,
+    replay: Option<Acceptance>,
+    keep: Keep,
+) -> Result<Parts, Failure> {
+    let seed = Seed(scenario.run.seed);
+    let fleet = scenario.fleet.resolve(seed).map_err(|error| Failure::new(Exit::Usage, error))?;
+    let mut devices = fleet.devices;
+    let trains = scenario.entry().trains;
+    let material = trains.then(|| material(holder, scenario, &mut devices, threads)).transpose()?;
+    let plan = Plan {
+        rounds: scenario.run.num_server_rounds,
+        cohort: scenario.cohort.clone(),
+        devices_expected: devices.len() as u32,
+        replay,
+    };
+    let options = scenario.method.options.clone();
+    let work = material.as_ref().map(|material| material.work.clone());
+    let setup = Setup { server: fleet.server, devices, plan, seed, options, work, keep };
+    Ok(Parts { setup, material, availability: fleet.availability })
 }
 
 /// Fleets up to this size are checkpointed after every round, so that a kill costs a round at most.
@@ -264,7 +288,8 @@ impl Loaded {
     }
 }
 
-fn task(config: &ModelConfig, labels: &[String]) -> Result<Task, Failure> {
+/// The task of `[model]` with these class names.
+pub fn task(config: &ModelConfig, labels: &[String]) -> Result<Task, Failure> {
     match config.task {
         TaskKind::CausalLm => Ok(Task::CausalLm),
         TaskKind::Classification if labels.len() < 2 => {
@@ -318,16 +343,19 @@ impl Prepared {
         Ok(())
     }
 
-    /// Write the trained parameters as an adapter, if the method trains a model.
-    pub fn save_adapter(&self, dir: &Path, trained: &Blob) -> Result<(), Failure> {
+    /// Write the trained parameters, if the method trains a model: as an adapter, or in its own files.
+    pub fn save_trained(&self, run: &RunDir, trained: &Blob) -> Result<(), Failure> {
         let (Some(Material { work, labels, .. }), Some(config)) = (&self.material, &self.scenario.model)
         else {
             return Ok(());
         };
+        if let Some(save) = &self.assembly.saver {
+            return save(&run.file(""), trained, labels).map_err(|error| Failure::new(Exit::Files, error));
+        }
         let theta = trained
             .to_f32(work.model.layout.total())
             .map_err(context(Exit::Failed, "the trained parameters cannot be read"))?;
-        model::peft::save(dir, &work.model, &theta, &config.path, labels)
+        model::peft::save(&run.file(run_dir::ADAPTER), &work.model, &theta, &config.path, labels)
             .map_err(|error| Failure::new(Exit::Files, error))
     }
 

@@ -37,6 +37,16 @@ pub struct Scenario {
     #[serde(default)]
     pub train: TrainConfig,
     pub method: MethodConfig,
+    #[serde(default)]
+    pub audit: AuditConfig,
+}
+
+/// `[audit]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuditConfig {
+    /// Keep what devices send, as the server sees it, under `traffic/` of the run.
+    pub record: bool,
 }
 
 /// `[run]`

@@ -4,7 +4,7 @@
 use base::{Blob, SERVER, Seed, units};
 use data::{Encoded, Target};
 use federation::{CohortConfig, Fact, Plan, Status};
-use methods::{Setup, TrainConfig, Workload, find};
+use methods::{Keep, Setup, TrainConfig, Workload, find};
 use model::{Model, PeftConfig, Pooling, Shape, Source, Spec, Task};
 use serde_json::{Map, json};
 use sim::{FleetConfig, Output, SimConfig};
@@ -69,6 +69,7 @@ fn serve(method: &str, work: &Workload, cuts: &[usize; 6]) -> Held {
         seed: Seed(7),
         options: [("cuts".to_owned(), by_class.into())].into_iter().collect(),
         work: Some(work.clone()),
+        keep: Keep::default(),
     };
     let before = PROCESS.used();
     let assembly = (find(method).unwrap().assemble)(setup).unwrap();

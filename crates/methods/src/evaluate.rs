@@ -114,7 +114,7 @@ impl Scores {
 }
 
 /// The unweighted mean of the F1 of every class that occurs or is predicted.
-fn macro_f1(truth: &[u32], predicted: &[u32]) -> f64 {
+pub fn macro_f1(truth: &[u32], predicted: &[u32]) -> f64 {
     let classes = truth.iter().chain(predicted).max().map_or(0, |&top| top as usize + 1);
     let (mut hit, mut there, mut said) = (vec![0u64; classes], vec![0u64; classes], vec![0u64; classes]);
     for (&class, &guess) in truth.iter().zip(predicted) {

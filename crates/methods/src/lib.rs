@@ -13,8 +13,11 @@ mod forward;
 mod fwdllm;
 mod lab;
 mod method;
+mod mobillm;
 pub mod schedule;
 mod sfl;
+pub mod side;
+mod side_tuning;
 mod sl;
 mod split;
 mod split_lora;
@@ -22,7 +25,7 @@ mod train;
 
 pub use evaluate::evaluate;
 pub use lab::{Lab, Workload, gather};
-pub use method::{Assembly, Entry, Method, Quote, ServerQuote, Setup, SetupError};
+pub use method::{Assembly, Entry, Keep, Method, Quote, Saver, ServerQuote, Setup, SetupError};
 pub use train::TrainConfig;
 
 /// Every method there is.
@@ -34,6 +37,8 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<split_lora::SplitLora>(),
     Entry::of::<sl::SplitLearning>(),
     Entry::of::<sfl::SplitFed>(),
+    Entry::of::<side_tuning::SideTuning>(),
+    Entry::of::<mobillm::MobiLlm>(),
     Entry::of::<dummy::Dummy>(),
 ];
 

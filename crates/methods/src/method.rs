@@ -1,11 +1,14 @@
 //! What a method gives to be listed, and the one place where its types are erased.
 
+use crate::side::cache::Cache;
 use crate::{Lab, Workload};
 use base::{Blob, CodecError, Cost, Node, Packet, SERVER, Seed};
 use federation::coordinator::side_of;
 use federation::{Coordinator, Federation, Machine, Member, Plan, Side, Worker};
+use model::LoadError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Both halves of a method. The bounds make them speak one vocabulary, checked by the compiler.
@@ -44,6 +47,10 @@ pub trait Method: Sized + Send + Sync + 'static {
     }
     /// The trained parameters, little-endian f32.
     fn trained(server: Self::Server) -> Blob;
+    /// How they are written into a run's directory, where they are no adapter of the model.
+    fn saver(&self) -> Option<Saver> {
+        None
+    }
 }
 
 /// Everything a federation is made of, resolved from a scenario.
@@ -57,6 +64,37 @@ pub struct Setup {
     pub options: toml::Table,
     /// Present where [`Method::TRAINS`].
     pub work: Option<Workload>,
+    pub keep: Keep,
+}
+
+/// Where a method keeps what it caches between jobs: in memory, until a directory is given.
+#[derive(Clone, Default)]
+pub struct Keep {
+    /// Activations that devices sent.
+    pub cache: Arc<Cache>,
+    /// Everything that devices sent, as the server saw it; for audits.
+    pub traffic: Option<Arc<Cache>>,
+}
+
+impl Keep {
+    /// With a record of the traffic.
+    pub fn recording() -> Keep {
+        Keep { traffic: Some(Arc::default()), ..Keep::default() }
+    }
+
+    /// Forget everything that a device sent.
+    pub fn erase(&self, node: Node) -> std::io::Result<()> {
+        self.traffic.iter().try_for_each(|traffic| traffic.erase(node))?;
+        self.cache.erase(node)
+    }
+
+    /// Keep it under a run's directory from now on. What an earlier process kept there is there.
+    pub fn settle(&self, run: &Path) {
+        self.cache.settle(&run.join("cache"));
+        if let Some(traffic) = &self.traffic {
+            traffic.settle(&run.join("traffic"));
+        }
+    }
 }
 
 /// What one round asks of a device.
@@ -80,6 +118,9 @@ pub struct ServerQuote {
     pub adapter_bytes: u64,
 }
 
+/// Writes trained parameters into a directory, with the class names.
+pub type Saver = Box<dyn Fn(&Path, &Blob, &[String]) -> Result<(), LoadError> + Send + Sync>;
+
 /// A federation ready for a driver, and how to read its result.
 pub struct Assembly {
     pub federation: Federation,
@@ -90,6 +131,8 @@ pub struct Assembly {
     /// One a device, in node order: [`Method::terms`].
     pub terms: Vec<Option<String>>,
     pub server_quote: Option<ServerQuote>,
+    /// Present where the result is no adapter of the model.
+    pub saver: Option<Saver>,
 }
 
 /// The scenario asks for something this method cannot do.
@@ -148,6 +191,7 @@ fn assemble<M: Method>(mut setup: Setup) -> Result<Assembly, SetupError> {
         .try_into()
         .map_err(|error: toml::de::Error| SetupError(error.message().into()))?;
     let method = M::new(options, &setup)?;
+    let saver = method.saver();
     let quotes = setup.devices.iter().map(|member| method.quote(member.node)).collect();
     let terms = setup.devices.iter().map(|member| method.terms(member.node)).collect();
     let server_quote = method.server_quote();
@@ -169,5 +213,6 @@ fn assemble<M: Method>(mut setup: Setup) -> Result<Assembly, SetupError> {
         quotes,
         terms,
         server_quote,
+        saver,
     })
 }

@@ -122,7 +122,7 @@ impl TrainConfig {
         self.learning_rate * factor
     }
 
-    fn schedule(&self) -> Schedule {
+    pub fn schedule(&self) -> Schedule {
         Schedule { lr_scheduler_type: self.lr_scheduler_type, warmup_ratio: self.warmup_ratio }
     }
 }

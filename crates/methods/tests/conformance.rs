@@ -8,7 +8,7 @@ use sim::{Ended, FaultsConfig, Output, SimConfig};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use undertone_methods::{Assembly, Entry, METHODS, Setup, TrainConfig, Workload};
+use undertone_methods::{Assembly, Entry, Keep, METHODS, Setup, TrainConfig, Workload};
 
 const DEVICES: u32 = 5;
 const ROUNDS: u32 = 3;
@@ -68,6 +68,7 @@ fn assemble(entry: &Entry, cohort: CohortConfig, replay: Option<Acceptance>) -> 
         seed: Seed(11),
         options: toml::Table::new(),
         work: entry.trains.then(workload),
+        keep: Keep::default(),
     };
     (entry.assemble)(setup).unwrap()
 }

@@ -96,6 +96,7 @@ fn run(
         seed: Seed(11),
         options: options.parse().unwrap(),
         work: Some(work.clone()),
+        keep: undertone_methods::Keep::default(),
     };
     let assembly = (find(method).unwrap().assemble)(setup)?;
     let mut records = Vec::new();

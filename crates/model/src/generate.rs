@@ -3,6 +3,7 @@
 use crate::attention::Cache;
 use crate::error::Error;
 use crate::model::Model;
+use crate::side::Beside;
 use crate::tokens::Tokens;
 use crate::train::argmax;
 use base::{Seed, Stream};
@@ -28,6 +29,19 @@ pub fn generate(
     sampling: Sampling,
     eos: Option<u32>,
 ) -> Result<Vec<u32>, Error> {
+    generate_beside(ws, model, theta, None, prompt, (max_new, eos), sampling)
+}
+
+/// [`generate`] by the sum of the model's distribution and the side network beside it.
+pub fn generate_beside(
+    ws: &Workspace,
+    model: &Model,
+    theta: &[f32],
+    beside: Option<Beside<'_>>,
+    prompt: &[u32],
+    (max_new, eos): (usize, Option<u32>),
+    sampling: Sampling,
+) -> Result<Vec<u32>, Error> {
     model.check_tokens(&Tokens::of(&[prompt]))?;
     let positions = model.spec.max_positions.min(prompt.len().saturating_add(max_new));
     let mut cache = caches(ws, model, positions)?;
@@ -41,7 +55,7 @@ pub fn generate(
         if generated.len() == max_new {
             break;
         }
-        let logits = next_logits(ws, model, theta, &fed, position - fed.len(), &mut cache)?;
+        let logits = next_logits(ws, model, theta, &fed, position - fed.len(), &mut cache, beside)?;
         let next = choose(&logits, sampling, &mut stream);
         if Some(next) == eos {
             break;
@@ -66,14 +80,22 @@ fn next_logits(
     ids: &[u32],
     first: usize,
     caches: &mut [Cache],
+    beside: Option<Beside<'_>>,
 ) -> Result<Mat, Error> {
     let tokens = Tokens::of(&[ids]);
     let pass = model.pass(ws, theta, &tokens.starts)?;
     let mut x = model.embedding()?.forward(pass, &tokens)?;
-    for (block, cache) in model.blocks(&model.layers())?.iter().zip(caches) {
+    let mut taps = Vec::new();
+    for ((layer, block), cache) in model.layers().zip(model.blocks(&model.layers())?).zip(caches) {
         x = block.decode(pass, &x, first, cache)?;
+        if beside.is_some_and(|beside| beside.layers.contains(&layer)) {
+            taps.push(ws.copy_rows(&x, x.rows() - 1..x.rows())?);
+        }
     }
-    let logits = model.head()?.logits(pass, x)?;
+    let mut logits = model.head()?.logits(pass, x)?;
+    if let Some(beside) = beside {
+        beside.add(ws, &taps, &mut logits)?;
+    }
     if ops::slice::all_finite(&logits) { Ok(logits) } else { Err(Error::NonFinite { what: "output" }) }
 }
 

@@ -46,7 +46,7 @@ pub use backbone::forward;
 pub use directions::{Directions, Draw, Given, Seeded};
 pub use error::{Error, LoadError};
 pub use families::Family;
-pub use generate::{Sampling, generate};
+pub use generate::{Sampling, generate, generate_beside};
 pub use layout::{Layout, Site, SiteKind};
 pub use model::Model;
 pub use pass::Below;

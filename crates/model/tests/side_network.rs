@@ -6,8 +6,8 @@ use base::{Seed, Stream};
 use ops::{Mat, Workspace};
 use support::{json, largest_difference, mean_head, repository, workspace};
 use undertone_model::side::{
-    Form, Pivot, SideConfig, SideNetwork, Width, even_layers, load, save, squared_loss,
-    squared_loss_backward, tap,
+    AddedTo, Form, Pivot, Reads, SideCard, SideConfig, SideNetwork, Width, even_layers, load, save,
+    squared_loss, squared_loss_backward, tap,
 };
 use undertone_model::{Model, PeftConfig, PeftKind, Pooling, Source, Task, Tokens, logits};
 
@@ -51,7 +51,7 @@ impl Naive<'_> {
             Width::Own => tap.clone(),
             Width::Projected(_) => self.linear(&format!("backbones.{backbone}.projection.weight"), tap),
         };
-        let taps: Vec<Vec<f64>> = taps.iter().map(project).collect();
+        let taps: Vec<Vec<f64>> = taps.iter().map(project).map(|tap| normed(&tap)).collect();
         let state = match config.form {
             Form::Cascade { .. } => self.cascade(&taps),
             Form::Mlp { .. } => self.mlp(&taps),
@@ -78,7 +78,7 @@ impl Naive<'_> {
     fn mlp(&self, taps: &[Vec<f64>]) -> Vec<f64> {
         let mut inner = self.weight("hidden.bias");
         for (i, tap) in taps.iter().enumerate() {
-            inner = sum(&inner, &self.linear(&format!("taps.{i}.weight"), &normed(tap)));
+            inner = sum(&inner, &self.linear(&format!("taps.{i}.weight"), tap));
         }
         inner.into_iter().map(gelu).collect()
     }
@@ -249,17 +249,26 @@ fn files_come_back_and_damage_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let network = network(FORMS[0], vec![Width::Own, Width::Projected(9)]);
     let theta = anywhere(&network, &mut Seed(2).stream());
-    save(dir.path(), &network, &theta).unwrap();
-    let (back, again) = load(dir.path()).unwrap();
-    assert_eq!((back.config(), &again), (network.config(), &theta));
+    let labels = (0..4).map(|class| format!("class {class}")).collect();
+    let network = network.config().clone();
+    let card = SideCard {
+        network,
+        layers: vec![0, 2, 3],
+        reads: Reads::Pivot,
+        added_to: AddedTo::Probabilities,
+        labels,
+    };
+    save(dir.path(), &card, &theta).unwrap();
+    let (back, _, again) = load(dir.path()).unwrap();
+    assert_eq!((back, again), (card, theta));
 
     let config = dir.path().join("side_network_config.json");
     let mut value = json(&config);
-    value["width"] = 12.into();
+    value["network"]["width"] = 12.into();
     std::fs::write(&config, value.to_string()).unwrap();
     let error = load(dir.path()).unwrap_err().to_string();
     assert!(error.contains("projection") && error.contains("shape"), "{error}");
-    value["width"] = 0.into();
+    value["network"]["width"] = 0.into();
     std::fs::write(&config, value.to_string()).unwrap();
     assert!(load(dir.path()).unwrap_err().to_string().contains("width"));
 }

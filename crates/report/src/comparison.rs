@@ -9,18 +9,37 @@ use base::units;
 pub fn comparison_table(runs: &[&Summary]) -> Table {
     let measure = Measure::of(runs);
     let target = target(runs);
-    let mut head =
-        ["method", "run", measure.name(), "loss", "time", "up", "down"].map(str::to_owned).to_vec();
+    let mut head = ["method", "run", measure.name(), "loss", "time", "devices busy", "up", "down"]
+        .map(str::to_owned)
+        .to_vec();
     if let Some(target) = target {
         head.extend([format!("time to {target:.2}"), format!("bytes to {target:.2}")]);
     }
     head.extend(["device peak", "rounds", "status"].map(str::to_owned));
+    let private: Vec<_> =
+        PRIVACY.iter().filter(|(_, get)| runs.iter().any(|run| get(run).is_some())).collect();
+    head.extend(private.iter().map(|(name, _)| (*name).to_owned()));
     let mut table = Table::new(2, head);
     for run in runs {
-        table.row(row(run, measure, target));
+        let mut cells = row(run, measure, target);
+        cells.extend(private.iter().map(|(_, get)| get(run).unwrap_or_else(|| "–".to_owned())));
+        table.row(cells);
     }
     table
 }
+
+type Cell = fn(&Summary) -> Option<String>;
+
+/// Columns of runs that bound or measure what labels give away.
+const PRIVACY: [(&str, Cell); 2] = [
+    ("label epsilon", |run| {
+        run.curve
+            .last()
+            .and_then(|point| point.figures.get("label_epsilon"))
+            .map(|epsilon| format!("{epsilon}"))
+    }),
+    ("labels recovered", |run| run.labels_recovered().map(|share| format!("{:.1} %", 100.0 * share))),
+];
 
 fn row(run: &Summary, measure: Measure, target: Option<f64>) -> Vec<String> {
     let dash = || "–".to_owned();
@@ -31,6 +50,7 @@ fn row(run: &Summary, measure: Measure, target: Option<f64>) -> Vec<String> {
         measure.text(run).unwrap_or_else(dash),
         eval.map_or_else(dash, |eval| format!("{:.4}", eval.loss)),
         units::seconds(run.time_s),
+        units::seconds(run.device_busy_s()),
         units::bytes(run.bytes.up),
         units::bytes(run.bytes.down),
     ];

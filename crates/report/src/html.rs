@@ -55,6 +55,8 @@ fn body(run: &Run) -> String {
     text += &figures::curves(summary);
     text += &figures::perturbations(summary);
     text += &tables::progress(summary);
+    text += &tables::own_figures(summary);
+    text += &tables::leaks(summary);
     text += &tables::rounds(summary);
     text += &tables::troubles(summary);
     if let Some(fold) = run.fold {

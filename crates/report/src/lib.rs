@@ -26,7 +26,7 @@ pub use fold::{Fold, OpenRound, Point, Totals};
 pub use jsonl::{Torn, TraceError, TraceReader, TraceWriter};
 pub use live::{Format, Live, Style};
 pub use run_info::{Clock, DeviceClass, RunInfo};
-pub use summary::{Bytes, Ending, Memory, Peaks, Resident, Summary, SummaryError, status_text};
+pub use summary::{Bytes, Ending, Leak, Memory, Peaks, Resident, Summary, SummaryError, status_text};
 pub use table::Table;
 pub use timeline::{Activity, Lane, Row, Span, Timeline};
 pub use trouble::{Trouble, TroubleKind};

@@ -59,12 +59,26 @@ pub struct Summary {
     /// What was lost and why.
     #[serde(default)]
     pub troubles: Vec<Trouble>,
+    /// What the server recovers from what it was sent; empty until the run is audited.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leaks: Vec<Leak>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights_hash: Option<String>,
     pub trace_hash: String,
     /// `"status"`, and `"reason"` where the run failed.
     #[serde(flatten, with = "StatusFields")]
     pub status: Status,
+}
+
+/// What one attack on a run's own traffic recovered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Leak {
+    pub attack: String,
+    /// Share of the samples it was right about.
+    pub recovered: f64,
+    /// The same for the best guess that has seen nothing.
+    pub chance: f64,
+    pub samples: u64,
 }
 
 /// [`Status`] as two fields of the file.
@@ -152,6 +166,7 @@ impl Summary {
             classes,
             server: fold.server.clone(),
             troubles: fold.troubles(),
+            leaks: Vec::new(),
             weights_hash: ending.weights_hash.clone(),
             trace_hash: ending.trace_hash.clone(),
             status: ending.status.clone(),
@@ -177,6 +192,17 @@ impl Summary {
         let text = std::fs::read_to_string(path)
             .map_err(|error| SummaryError::Io { path: path.to_owned(), error })?;
         serde_json::from_str(&text).map_err(|error| SummaryError::Json { path: path.to_owned(), error })
+    }
+
+    /// Seconds that devices were busy, all of them together.
+    pub fn device_busy_s(&self) -> f64 {
+        self.classes.values().map(|totals| totals.busy_ns as f64 / 1e9).sum()
+    }
+
+    /// The share of labels that the best attack recovered, where the run was audited.
+    pub fn labels_recovered(&self) -> Option<f64> {
+        let labels = self.leaks.iter().filter(|leak| leak.attack.starts_with("label"));
+        labels.map(|leak| leak.recovered).max_by(f64::total_cmp)
     }
 
     /// What one job of a class's devices held at most, with what they keep between jobs.

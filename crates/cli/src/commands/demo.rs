@@ -62,6 +62,16 @@ const TUNED: &[(&str, &[&str])] = &[
     ("split-lora", &["run.num-server-rounds=4", "train.learning_rate=0.012"]),
     ("sl", &["run.num-server-rounds=2"]),
     ("sfl", &["run.num-server-rounds=2", "train.learning_rate=0.012"]),
+    ("side-tuning", SIDE),
+    ("mobillm", SIDE),
+];
+
+/// A side network in place of an adapter.
+const SIDE: &[&str] = &[
+    "run.num-server-rounds=3",
+    "peft.kind=none",
+    "train.learning_rate=0.002",
+    "method.form={kind=\"mlp\",hidden=128}",
 ];
 
 /// The frozen model with nothing but a head, and every method that trains.

@@ -25,6 +25,10 @@ enum Target {
 impl Export {
     pub fn run(self) -> Outcome {
         let tuned = Tuned::open(&self.run)?;
+        if tuned.side.is_some() {
+            return Err(Failure::new(Exit::Usage, "this run trained a side network, which is no PEFT adapter")
+                .help("its files are side_network.safetensors and side_network_config.json in the run's directory"));
+        }
         let out = self.out.clone().unwrap_or_else(|| self.beside());
         if out.exists() {
             return Err(Failure::new(Exit::Usage, format!("{} exists", out.display()))
@@ -32,7 +36,7 @@ impl Export {
         }
         match self.to {
             Target::Peft => {
-                let Tuned { config, labels, loaded, theta } = &tuned;
+                let Tuned { config, labels, loaded, theta, .. } = &tuned;
                 model::peft::save(&out, &loaded.model, theta, &config.path, labels)
                     .map_err(|error| Failure::new(Exit::Files, error))?;
             }

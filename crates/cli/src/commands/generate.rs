@@ -48,14 +48,20 @@ impl Generate {
             Sampling::Greedy
         };
         let workspace = Workspace::new(&Meter::unlimited(), self.threads);
-        let added = model::generate(
+        let beside = tuned.side.as_ref();
+        let beside = beside.map(|side| model::side::Beside {
+            network: &side.network,
+            theta: &side.theta,
+            layers: &side.card.layers,
+        });
+        let added = model::generate_beside(
             &workspace,
             &tuned.loaded.model,
             &tuned.theta,
+            beside,
             &prompt,
-            self.max_new_tokens,
+            (self.max_new_tokens, tokenizer.eos()),
             sampling,
-            tokenizer.eos(),
         )
         .map_err(context(Exit::Failed, "the generation failed"))?;
         // Not every tokenizer marks the token that starts a text as a special one.

@@ -1,5 +1,7 @@
 //! The commands, one file each.
 
+mod audit;
+mod cache;
 mod demo;
 mod diff;
 mod enroll;
@@ -75,6 +77,10 @@ pub enum Command {
     Profile(profile::Profile),
     /// In which order a server should serve its devices: every policy side by side
     Schedule(schedule::Schedule),
+    /// Attack a run's own traffic, and print what leaked
+    Audit(audit::Audit),
+    /// What a server keeps of each device's activations; erase a device's
+    Cache(cache::Cache),
     /// The methods that a scenario can name
     Methods(methods::Methods),
 }
@@ -100,6 +106,8 @@ impl Command {
             Command::Export(command) => command.run(),
             Command::Profile(command) => command.run(),
             Command::Schedule(command) => command.run(),
+            Command::Audit(command) => command.run(),
+            Command::Cache(command) => command.run(),
             Command::Methods(command) => command.run(),
         }
     }

@@ -1,11 +1,12 @@
 use super::{Shown, print};
 use crate::errors::{Exit, Failure, Outcome, context};
-use crate::finished::Tuned;
+use crate::finished::{Beside, Tuned};
 use crate::scenario::TaskKind;
 use base::Meter;
 use clap::Args;
 use data::{Example, Input};
 use model::Tokens;
+use model::side::{Pivot, Reads, joint, tap};
 use ops::Workspace;
 use std::path::PathBuf;
 
@@ -61,9 +62,35 @@ pub fn classify(tuned: &Tuned, texts: &[String]) -> Result<Vec<Vec<f64>>, Failur
     };
     let sequences = texts.iter().map(encode).collect::<Result<Vec<_>, _>>()?;
     let tokens = Tokens::of(&sequences);
+    if let Some(side) = &tuned.side {
+        return with_side_network(&workspace, tuned, side, &tokens)
+            .map_err(context(Exit::Failed, "the prediction failed"));
+    }
     let logits = model::logits(&workspace, &tuned.loaded.model, &tuned.theta, &tokens)
         .map_err(context(Exit::Failed, "the prediction failed"))?;
     Ok((0..logits.rows()).map(|row| softmax(logits.row(row))).collect())
+}
+
+/// A head of zeros says every class is equally likely; the side network's output is added to that.
+fn with_side_network(
+    workspace: &Workspace,
+    tuned: &Tuned,
+    side: &Beside,
+    tokens: &Tokens,
+) -> Result<Vec<Vec<f64>>, model::Error> {
+    let (model, pooled) = (&tuned.loaded.model, Pivot::Pooled(tuned.config.pooling));
+    let read = |pivot: &Pivot| {
+        let tapped = tap(workspace, model, &tuned.theta, tokens, &side.card.layers, pivot)?;
+        side.network.forward(workspace, &side.theta, 0, &tapped.taps)
+    };
+    let output = match side.card.reads {
+        Reads::Pivot => read(&pooled)?,
+        Reads::EveryToken => pooled.select(workspace, &read(&Pivot::Every)?, &tokens.starts)?,
+    };
+    let even = vec![1.0 / output.width() as f32; output.width()];
+    let joint =
+        |row| joint(side.card.added_to, &even, output.row(row), 1.0).into_iter().map(f64::from).collect();
+    Ok((0..output.rows()).map(joint).collect())
 }
 
 /// Labels by falling probability.

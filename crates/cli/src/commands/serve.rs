@@ -51,6 +51,7 @@ impl Serve {
         }
         self.stage.say(short(given.given()));
         let prepared = prepare_for(holder(&scenario), scenario, self.stage.threads(), None)?;
+        prepared.keep.settle(&state);
         site.clear_leftover()?;
         let run = RunDir::create(self.out.as_deref(), &prepared.scenario.run.name)?;
         site.note_leftover(&run.file(""))?;

@@ -9,7 +9,7 @@ use sim::{Output, SimConfig};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use undertone_methods::{Assembly, Setup, SetupError, TrainConfig, Workload, find};
+use undertone_methods::{Assembly, Keep, Setup, SetupError, TrainConfig, Workload, find};
 
 pub fn member(node: Node, memory_bytes: u64) -> Member {
     Member {
@@ -142,6 +142,7 @@ pub fn assemble(
         seed: Seed(11),
         options: options.parse().unwrap(),
         work: Some(work.clone()),
+        keep: Keep::default(),
     };
     (find(method).unwrap().assemble)(setup)
 }

@@ -4,14 +4,47 @@
 use super::{SideConfig, SideNetwork};
 use crate::LoadError;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
 
 pub const WEIGHTS_FILE: &str = "side_network.safetensors";
 pub const CONFIG_FILE: &str = "side_network_config.json";
 
+/// What a device must know to use a side network beside its backbone.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SideCard {
+    pub network: SideConfig,
+    /// The tapped layers of the backbone, from 0.
+    pub layers: Vec<usize>,
+    pub reads: Reads,
+    pub added_to: AddedTo,
+    /// Class names.
+    pub labels: Vec<String>,
+}
+
+/// Which rows of a layer it reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reads {
+    /// Those that the loss reads.
+    Pivot,
+    /// Every token's; its outputs are pooled as the model pools states.
+    EveryToken,
+}
+
+/// What of the backbone's prediction the output is added to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AddedTo {
+    Probabilities,
+    Logits,
+}
+
 /// Write both files into `dir`.
-pub fn save(dir: &Path, network: &SideNetwork, theta: &[f32]) -> Result<(), LoadError> {
+pub fn save(dir: &Path, card: &SideCard, theta: &[f32]) -> Result<(), LoadError> {
+    let network = SideNetwork::new(card.network.clone()).map_err(LoadError::Config)?;
     let bytes: Vec<u8> = theta.iter().flat_map(|value| value.to_le_bytes()).collect();
     let mut tensors = BTreeMap::new();
     for site in network.sites() {
@@ -28,18 +61,18 @@ pub fn save(dir: &Path, network: &SideNetwork, theta: &[f32]) -> Result<(), Load
     safetensors::serialize_to_file(tensors, None, &path)
         .map_err(|error| LoadError::Io { path, source: std::io::Error::other(error) })?;
     let path = dir.join(CONFIG_FILE);
-    let mut text = serde_json::to_string_pretty(network.config()).expect("a configuration is plain data");
+    let mut text = serde_json::to_string_pretty(card).expect("a configuration is plain data");
     text.push('\n');
     std::fs::write(&path, text).map_err(LoadError::io(path))
 }
 
 /// Read both files of `dir`.
-pub fn load(dir: &Path) -> Result<(SideNetwork, Vec<f32>), LoadError> {
+pub fn load(dir: &Path) -> Result<(SideCard, SideNetwork, Vec<f32>), LoadError> {
     let path = dir.join(CONFIG_FILE);
     let text = std::fs::read_to_string(&path).map_err(LoadError::io(&path))?;
     let bad = |what: String| LoadError::Config(format!("{}: {what}", path.display()));
-    let config: SideConfig = serde_json::from_str(&text).map_err(|error| bad(error.to_string()))?;
-    let network = SideNetwork::new(config).map_err(bad)?;
+    let card: SideCard = serde_json::from_str(&text).map_err(|error| bad(error.to_string()))?;
+    let network = SideNetwork::new(card.network.clone()).map_err(bad)?;
     let path = dir.join(WEIGHTS_FILE);
     let bytes = std::fs::read(&path).map_err(LoadError::io(&path))?;
     let file = path.display().to_string();
@@ -63,5 +96,5 @@ pub fn load(dir: &Path) -> Result<(SideNetwork, Vec<f32>), LoadError> {
             return Err(LoadError::NonFinite { name: site.name.clone() });
         }
     }
-    Ok((network, theta))
+    Ok((card, network, theta))
 }

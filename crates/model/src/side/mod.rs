@@ -7,6 +7,10 @@
 //! other. So training on the pivot rows alone equals training on every row and reading the loss at the
 //! pivot, exactly, and one row a sample is all that has to leave a device.
 //!
+//! Each tap is brought to mean 0 and variance 1 first, row by row: layers differ in scale, and the
+//! adapters' GELU is bent near 1 only. (The papers do not say; without it a cascade learned next to
+//! nothing beside a trained head.)
+//!
 //! As elsewhere, parameters are one flat `theta`, laid out by [`SideNetwork::sites`].
 //!
 //! Source: PAE MobiLLM (arXiv 2507.01216), Eq. 1 and 2; the width projections are Fed MobiLLM's
@@ -14,20 +18,26 @@
 
 mod cascade;
 mod file;
+mod joint;
 mod mlp;
+mod peak;
 mod readout;
 mod squared;
 mod tap;
 
-pub use file::{CONFIG_FILE, WEIGHTS_FILE, load, save};
+pub use file::{AddedTo, CONFIG_FILE, Reads, SideCard, WEIGHTS_FILE, load, save};
+pub use joint::{Beside, joint};
 pub use squared::{squared_loss, squared_loss_backward};
 pub use tap::{Pivot, Tapped, even_layers, tap, vocabulary_logits};
 
 use crate::Error;
 use base::Seed;
-use ops::{Mat, Workspace, dense};
+use ops::{Mat, Workspace, dense, norm};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
+
+/// Of the norm of the taps.
+const EPS: f32 = 1e-5;
 
 /// The largest size a configuration may name: products of two stay far from overflow.
 const MOST: usize = 1 << 20;
@@ -101,6 +111,9 @@ pub struct SideNetwork {
     projections: Vec<Option<Range<usize>>>,
     body: Body,
     readout: readout::Readout,
+    /// The weight and bias of the norm of the taps.
+    ones: Vec<f32>,
+    zeros: Vec<f32>,
 }
 
 #[derive(Clone, Debug)]
@@ -114,6 +127,8 @@ enum Body {
 pub struct Trail {
     /// The taps at the side network's width, where a projection brought them there.
     projected: Option<Vec<Mat>>,
+    /// The taps as the body reads them.
+    normed: Vec<Mat>,
     body: BodyTrail,
     state: Mat,
 }
@@ -190,7 +205,8 @@ impl SideNetwork {
             Form::Mlp { hidden } => hidden,
         };
         let readout = readout::Readout::new(state_width, config.outputs, &mut sites);
-        Ok(SideNetwork { config, sites: sites.0, projections, body, readout })
+        let (ones, zeros) = (vec![1.0; config.width], vec![0.0; config.width]);
+        Ok(SideNetwork { config, sites: sites.0, projections, body, readout, ones, zeros })
     }
 
     pub fn config(&self) -> &SideConfig {
@@ -247,19 +263,21 @@ impl SideNetwork {
     ) -> Result<(Mat, Trail), Error> {
         self.check(theta, backbone, taps)?;
         let projected = self.project(ws, theta, backbone, taps)?;
+        let norm = |tap: &Mat| norm::layer(ws, tap, &self.ones, &self.zeros, EPS);
         let inputs = projected.as_deref().unwrap_or(taps);
+        let normed = inputs.iter().map(norm).collect::<ops::Result<Vec<Mat>>>()?;
         let (state, body) = match &self.body {
             Body::Cascade(cascade) => {
-                let (state, trail) = cascade.forward(ws, theta, inputs)?;
+                let (state, trail) = cascade.forward(ws, theta, &normed)?;
                 (state, BodyTrail::Cascade(trail))
             }
             Body::Mlp(mlp) => {
-                let (state, trail) = mlp.forward(ws, theta, inputs)?;
+                let (state, trail) = mlp.forward(ws, theta, &normed)?;
                 (state, BodyTrail::Mlp(trail))
             }
         };
         let output = self.readout.forward(ws, theta, &state)?;
-        Ok((output, Trail { projected, body, state }))
+        Ok((output, Trail { projected, normed, body, state }))
     }
 
     /// Accumulates into `grad` the gradient of every parameter, from that of the output.
@@ -274,22 +292,22 @@ impl SideNetwork {
     ) -> Result<(), Error> {
         self.check(theta, backbone, taps)?;
         self.check_length(grad)?;
-        let Trail { projected, body, state } = trail;
-        let inputs = projected.as_deref().unwrap_or(taps);
+        let Trail { projected, normed, body, state } = trail;
         let dstate = self.readout.backward(ws, theta, &state, dy, grad)?;
         let wanted = projected.is_some();
-        let dtaps = match (&self.body, body) {
+        let dnormed = match (&self.body, body) {
             (Body::Cascade(cascade), BodyTrail::Cascade(trail)) => {
-                cascade.backward(ws, theta, inputs, (trail, dstate), wanted, grad)?
+                cascade.backward(ws, theta, &normed, (trail, dstate), wanted, grad)?
             }
             (Body::Mlp(mlp), BodyTrail::Mlp(trail)) => {
-                mlp.backward(ws, theta, inputs, (trail, dstate), wanted, grad)?
+                mlp.backward(ws, theta, &normed, (trail, dstate), wanted, grad)?
             }
             _ => return Err(Error::Batch("the trail is another side network's".into())),
         };
-        if let Some(range) = &self.projections[backbone] {
-            for (tap, dtap) in taps.iter().zip(&dtaps) {
-                dense::backward_weight(ws, tap, dtap, &mut grad[range.clone()])?;
+        if let (Some(range), Some(projected)) = (&self.projections[backbone], &projected) {
+            for ((tap, input), dnormed) in taps.iter().zip(projected).zip(&dnormed) {
+                let dinput = norm::layer_backward(ws, input, dnormed, &self.ones, EPS, None)?;
+                dense::backward_weight(ws, tap, &dinput, &mut grad[range.clone()])?;
             }
         }
         Ok(())

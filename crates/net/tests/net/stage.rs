@@ -52,7 +52,15 @@ impl Dummy {
         let payload = toml::Value::Integer(i64::from(self.payload));
         let options = options.into_iter().chain([("payload".to_owned(), payload)]).collect();
         let devices = (1..=self.devices).map(member).collect();
-        let setup = Setup { server: member(0), devices, plan, seed: Seed(7), options, work: None };
+        let setup = Setup {
+            server: member(0),
+            devices,
+            plan,
+            seed: Seed(7),
+            options,
+            work: None,
+            keep: methods::Keep::default(),
+        };
         (methods::find("dummy").unwrap().assemble)(setup).unwrap()
     }
 

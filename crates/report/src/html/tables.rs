@@ -66,6 +66,35 @@ pub(super) fn progress(run: &Summary) -> String {
     format!("<h2>Before and after</h2>\n{}", html(&table))
 }
 
+/// What only this method measures, as it was after the last round.
+pub(super) fn own_figures(run: &Summary) -> String {
+    let Some(last) = run.curve.last().filter(|last| !last.figures.is_empty()) else { return String::new() };
+    let mut table = Table::new(1, ["figure of the method", "after the last round"]);
+    for (name, value) in &last.figures {
+        let value = if value.fract() == 0.0 { grouped(*value as u64) } else { format!("{value:.4}") };
+        table.row(vec![name.replace('_', " "), value]);
+    }
+    html(&table)
+}
+
+/// What an audit recovered from the run's own traffic.
+pub(super) fn leaks(run: &Summary) -> String {
+    if run.leaks.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(1, ["attack", "recovered", "blind guess", "samples"]);
+    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+    for leak in &run.leaks {
+        let (recovered, chance) = (percent(leak.recovered), percent(leak.chance));
+        table.row(vec![leak.attack.clone(), recovered, chance, grouped(leak.samples)]);
+    }
+    format!(
+        "<h2>What the server recovers from what it was sent</h2>\n{}<p class=\"note\">Measured by attacking the \
+         run's recorded traffic. An attack that fails here does not show that none succeeds.</p>\n",
+        html(&table)
+    )
+}
+
 /// What was lost and why.
 pub(super) fn troubles(run: &Summary) -> String {
     if run.troubles.is_empty() {

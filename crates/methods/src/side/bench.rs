@@ -1,0 +1,380 @@
+//! What the jobs of side-tuning may touch, and the device's one forward pass.
+
+use super::cache::Cache;
+use super::device_head::{DeviceHead, FEATURES, HeadKind, softmax};
+use super::language::samples;
+use super::observe::Observed;
+use super::options::{Options, tapped};
+use super::privacy::{Privacy, mixed, secret_mix, unmixed};
+use super::trainer::{Differences, Shape, Trainer};
+use crate::lab::{Lab, gather, starts};
+use crate::train::hold;
+use crate::{Saver, Setup, SetupError};
+use base::{Blob, Cost, Meter, Node, Seed};
+use data::Target;
+use federation::Fault;
+use model::side::{Pivot, Reads, SideCard, SideConfig, SideNetwork, Tapped, Width, save, tap};
+use model::{LoadError, Model, Task, price};
+use ops::{Mat, Workspace};
+use std::sync::{Arc, OnceLock};
+
+/// The bench of both halves.
+pub struct SideBench {
+    pub lab: Arc<Lab>,
+    pub options: Options,
+    pub network: SideNetwork,
+    pub layers: Vec<usize>,
+    /// How a sequence is read that is classified; `None` for a language model, whose samples are positions.
+    pub pivot: Option<Pivot>,
+    pub shape: Shape,
+    pub head: DeviceHead,
+    pub cache: Arc<Cache>,
+    pub traffic: Option<Arc<Cache>>,
+    /// Where the devices' draws come from. In simulation it is derived from the run's seed, so that a
+    /// run can be repeated; a real device must draw its own, since whoever knows it undoes the draws.
+    secret: Seed,
+    /// The secret mix of the output coordinates, row by row, where there is one.
+    pub mix: Option<Vec<f32>>,
+    pub peaks: Peaks,
+    /// The taps of the test rows, once they were computed.
+    pub(super) observed: OnceLock<Observed>,
+}
+
+/// Bytes of the side network's workspace.
+#[derive(Clone, Copy, Debug)]
+pub struct Peaks {
+    /// A step of the server.
+    pub training: u64,
+    /// A batch of an evaluation.
+    pub evaluation: u64,
+    /// A batch of a device.
+    pub device: u64,
+}
+
+impl Peaks {
+    fn of(network: &SideNetwork, lab: &Lab, options: &Options, one: bool) -> Result<Peaks, model::Error> {
+        let recipe = &lab.work.recipe;
+        let longest = lab.work.test.iter().map(samples).max().unwrap_or(1);
+        let evaluated = recipe.per_device_eval_batch_size.get() * if one { 1 } else { longest };
+        Ok(Peaks {
+            training: network.training_bytes(0, options.server_batch_size.get())?,
+            evaluation: network.inference_bytes(0, evaluated)?,
+            device: network.inference_bytes(0, recipe.per_device_train_batch_size.get())?,
+        })
+    }
+}
+
+/// A device's rows, by what they are for: positions in its shard.
+pub struct Rows {
+    pub training: Vec<u32>,
+    pub validation: Vec<u32>,
+}
+
+/// What a forward pass over some rows leaves.
+#[derive(Default)]
+pub struct Forwarded {
+    /// Samples.
+    pub rows: u32,
+    /// In the wire's format, row after row.
+    pub taps: Vec<u8>,
+    /// The states that the device's head reads; empty where that is zero.
+    pub features: Vec<u8>,
+    /// Absent where the device's head is still to be trained.
+    pub differences: Option<Vec<u8>>,
+}
+
+impl SideBench {
+    pub fn new(options: Options, setup: &Setup) -> Result<SideBench, SetupError> {
+        options.check(setup)?;
+        let lab = setup.lab()?;
+        let spec = &lab.work.model.spec;
+        let (classes, pivot, squash) = match lab.work.model.task {
+            Task::Classification { classes, pooling, squash } => {
+                (classes, Some(Pivot::Pooled(pooling)), squash)
+            }
+            Task::CausalLm => {
+                options.check_language()?;
+                (spec.vocab, None, None)
+            }
+        };
+        let entries = options.top_k.get().min(classes);
+        let differences =
+            if pivot.is_some() { Differences::Dense } else { Differences::Sparse { entries } };
+        let layers = tapped(options.layers.as_deref(), options.blocks, spec.layers)?;
+        let config = SideConfig {
+            form: options.form,
+            taps: layers.len(),
+            width: spec.width,
+            outputs: classes,
+            backbones: vec![Width::Own],
+        };
+        let network = SideNetwork::new(config).map_err(SetupError)?;
+        let shape = Shape {
+            taps: layers.len(),
+            width: spec.width,
+            outputs: classes,
+            format: options.tap_format,
+            differences,
+        };
+        let head = DeviceHead {
+            width: spec.width,
+            classes,
+            squash,
+            epochs: options.head_epochs,
+            learning_rate: options.head_learning_rate,
+        };
+        let peaks = Peaks::of(&network, &lab, &options, pivot.is_some())
+            .map_err(|error| SetupError(error.to_string()))?;
+        let secret = setup.seed.child("device secrets", 0);
+        let mix =
+            (options.privacy == Privacy::Mixed {}).then(|| secret_mix(classes, secret.child("mix", 0)));
+        Ok(SideBench {
+            options,
+            network,
+            layers,
+            pivot,
+            shape,
+            head,
+            cache: setup.keep.cache.clone(),
+            traffic: setup.keep.traffic.clone(),
+            secret,
+            mix,
+            peaks,
+            observed: OnceLock::new(),
+            lab,
+        })
+    }
+
+    /// How a device's rows are split. The same every time it is asked.
+    pub fn rows(&self, node: Node) -> Rows {
+        let count = self.lab.shard(node).len();
+        let mut training: Vec<u32> = (0..count as u32).collect();
+        if self.options.head == HeadKind::Zero {
+            return Rows { training, validation: Vec::new() };
+        }
+        let kept = (self.options.validation_fraction * count as f64) as usize;
+        self.lab.seed.child("validation", node.0.into()).stream().shuffle(&mut training);
+        let mut validation = training.split_off(count - kept);
+        training.sort_unstable();
+        validation.sort_unstable();
+        Rows { training, validation }
+    }
+
+    /// The positions of a chunk of the rows that are sent.
+    pub fn chunk(&self, node: Node, index: u32) -> Vec<u32> {
+        let rows = self.rows(node).training;
+        rows.chunks(self.options.chunk_rows.get()).nth(index as usize).unwrap_or_default().to_vec()
+    }
+
+    pub fn chunks(&self, node: Node) -> u32 {
+        self.rows(node).training.len().div_ceil(self.options.chunk_rows.get()) as u32
+    }
+
+    /// The label that everything on the device goes by.
+    pub fn label(&self, node: Node, position: u32) -> Result<u32, Fault> {
+        let example = &self.lab.work.train[self.lab.shard(node)[position as usize] as usize];
+        match example.target {
+            Target::Class(class) if (class as usize) < self.shape.outputs => {
+                Ok(self.options.privacy.label(class, self.shape.outputs, self.sample(node, position)))
+            }
+            _ => Err(Fault("a row without a label, or with one the model has no class for".into())),
+        }
+    }
+
+    fn sample(&self, node: Node, position: u32) -> Seed {
+        self.secret.child("device", node.0.into()).child("sample", position.into())
+    }
+
+    /// The prediction difference of a row as it leaves the device; `own` is the device's prediction.
+    pub fn difference(
+        &self,
+        node: Node,
+        position: u32,
+        own: &[f32],
+        out: &mut Vec<u8>,
+    ) -> Result<(), Fault> {
+        let label = self.label(node, position)?;
+        let difference = self.options.privacy.difference(label, own, self.sample(node, position));
+        let difference = match &self.mix {
+            Some(mix) => mixed(mix, &difference),
+            None => difference,
+        };
+        out.extend(difference.iter().flat_map(|value| value.to_le_bytes()));
+        Ok(())
+    }
+
+    /// The differences of rows that no head of the device's own has seen.
+    pub fn differences_of_zero_head(&self, node: Node, positions: &[u32]) -> Result<Vec<u8>, Fault> {
+        let own = vec![1.0 / self.shape.outputs as f32; self.shape.outputs];
+        let mut out = Vec::with_capacity(positions.len() * self.shape.difference_bytes());
+        for &position in positions {
+            self.difference(node, position, &own, &mut out)?;
+        }
+        Ok(out)
+    }
+
+    /// The labels that everything on the device goes by.
+    pub fn labels(&self, node: Node, positions: &[u32]) -> Result<Vec<u32>, Fault> {
+        positions.iter().map(|&position| self.label(node, position)).collect()
+    }
+
+    /// The probabilities of the device's own head, rows x classes.
+    pub fn own(&self, ws: &Workspace, head: &[f32], features: &[u8]) -> Result<Mat, Fault> {
+        let x = self.head.features(ws, features)?;
+        let mut own = self.head.logits(ws, head, &x)?;
+        ops::slice::scale(1.0 / self.options.head_temperature, &mut own);
+        softmax(&mut own);
+        Ok(own)
+    }
+
+    /// The probabilities of a head that is zero, rows x classes.
+    pub fn uniform(&self, ws: &Workspace, rows: usize) -> Result<Mat, Fault> {
+        let mut own = ws.zeros(rows, self.shape.outputs).map_err(|error| Fault(error.to_string()))?;
+        own.fill(1.0 / self.shape.outputs as f32);
+        Ok(own)
+    }
+
+    /// What trains from the cache.
+    pub fn trainer(&self) -> Trainer<'_> {
+        Trainer {
+            network: &self.network,
+            cache: &self.cache,
+            lab: &self.lab,
+            shape: self.shape,
+            batch: self.options.server_batch_size.get(),
+            working_bytes: self.peaks.training,
+        }
+    }
+
+    /// How a sequence is read that is classified.
+    ///
+    /// # Panics
+    /// For a language model, which reads positions.
+    pub fn pooled(&self) -> &Pivot {
+        self.pivot.as_ref().expect("a classifier pools")
+    }
+
+    /// The most samples that a chunk can hold.
+    pub fn chunk_limit(&self) -> u32 {
+        let positions = if self.pivot.is_some() { 1 } else { self.lab.work.model.spec.max_positions };
+        (self.options.chunk_rows.get() * positions).min(u32::MAX as usize) as u32
+    }
+
+    /// Samples of a device: what its training rows come to.
+    pub fn samples(&self, node: Node) -> usize {
+        let rows = self.rows(node).training;
+        if self.pivot.is_some() {
+            return rows.len();
+        }
+        let shard = self.lab.shard(node);
+        rows.iter().map(|&at| samples(&self.lab.work.train[shard[at as usize] as usize])).sum()
+    }
+
+    /// The one frozen forward pass over these rows of a device.
+    pub fn forward(&self, node: Node, positions: &[u32], meter: &Meter) -> Result<Forwarded, Fault> {
+        if self.pivot.is_none() {
+            return self.forward_language(node, positions, meter);
+        }
+        let work = &self.lab.work;
+        let _held = hold(meter, self.forwarded_bytes(positions.len()) + work.initial.len() as u64)?;
+        let theta = self.lab.parameters_from(&work.initial)?;
+        let ws = Workspace::new(meter, 1);
+        let mut out = Forwarded { rows: positions.len() as u32, ..Forwarded::default() };
+        for batch in positions.chunks(work.recipe.per_device_train_batch_size.get()) {
+            let rows = batch.iter().map(|&position| self.lab.shard(node)[position as usize] as usize);
+            let (tokens, _) = gather(&work.train, rows);
+            let tapped = tap(&ws, &work.model, &theta, &tokens, &self.layers, self.pooled())
+                .map_err(|error| Fault(format!("the forward pass: {error}")))?;
+            self.write(&tapped, &mut out);
+        }
+        if self.options.head == HeadKind::Zero {
+            out.differences = Some(self.differences_of_zero_head(node, positions)?);
+        }
+        Ok(out)
+    }
+
+    pub(super) fn write(&self, tapped: &Tapped, out: &mut Forwarded) {
+        let mut row = Vec::with_capacity(self.shape.taps * self.shape.width);
+        for at in 0..tapped.hidden.rows() {
+            row.clear();
+            tapped.taps.iter().for_each(|tap| row.extend_from_slice(tap.row(at)));
+            self.shape.format.write(&row, &mut out.taps);
+            if self.options.head == HeadKind::Trained {
+                FEATURES.write(tapped.hidden.row(at), &mut out.features);
+            }
+        }
+    }
+
+    /// Bytes that a forward pass over this many rows leaves.
+    pub fn forwarded_bytes(&self, rows: usize) -> u64 {
+        let features = match self.options.head {
+            HeadKind::Zero => 0,
+            HeadKind::Trained => FEATURES.row_bytes(self.shape.width),
+        };
+        (rows * (self.shape.tap_bytes() + self.shape.difference_bytes() + features)) as u64
+    }
+
+    /// What [`SideBench::forward`] will take.
+    pub fn price_of_forward(&self, node: Node, positions: &[u32]) -> Cost {
+        if self.pivot.is_none() {
+            return self.price_of_language(node, positions);
+        }
+        let work = &self.lab.work;
+        let mut cost = Cost::FREE;
+        for batch in positions.chunks(work.recipe.per_device_train_batch_size.get()) {
+            let rows = batch.iter().map(|&position| self.lab.shard(node)[position as usize] as usize);
+            let Model { spec, task, layout, .. } = &*work.model;
+            let mut inference = price::inference(spec, task, layout, &starts(&work.train, rows));
+            inference.bytes += 4 * (batch.len() * (self.shape.taps + 2) * self.shape.width) as u64;
+            cost = cost + inference;
+        }
+        let kept = self.forwarded_bytes(positions.len()) + work.initial.len() as u64;
+        Cost { flops: cost.flops, bytes: cost.bytes + kept }
+    }
+
+    /// Writes a trained side network for devices to load.
+    pub fn saver(&self) -> Saver {
+        let (network, layers) = (self.network.config().clone(), self.layers.clone());
+        let added_to = self.options.loss.added_to();
+        let card = SideCard { network, layers, reads: Reads::Pivot, added_to, labels: Vec::new() };
+        let (total, mix) = (self.network.total(), self.mix.clone());
+        Box::new(move |dir, theta, labels| {
+            let theta = theta.to_f32(total).map_err(|error| LoadError::Config(error.to_string()))?;
+            let theta =
+                mix.as_ref().map_or_else(|| theta.clone(), |mix| unmix_head(&card.network, &theta, mix));
+            save(dir, &SideCard { labels: labels.to_vec(), ..card.clone() }, &theta)
+        })
+    }
+
+    /// Parameters of the side network from elsewhere.
+    pub fn theta(&self, blob: &Blob) -> Result<Vec<f32>, Fault> {
+        let theta = blob.to_f32(self.network.total()).map_err(|error| Fault(error.to_string()))?;
+        if ops::slice::all_finite(&theta) {
+            Ok(theta)
+        } else {
+            Err(Fault("a side network that is not finite".into()))
+        }
+    }
+}
+
+/// The side network in the devices' own coordinates: its head, which is linear, times the inverse of the
+/// mix.
+fn unmix_head(config: &SideConfig, theta: &[f32], mix: &[f32]) -> Vec<f32> {
+    let mut theta = theta.to_vec();
+    // The head is the last of the parameters: outputs x width, then outputs.
+    let outputs = config.outputs;
+    let width = match config.form {
+        model::side::Form::Cascade { .. } => config.width,
+        model::side::Form::Mlp { hidden } => hidden,
+    };
+    let head = theta.len() - outputs * (width + 1);
+    let (weight, bias) = theta[head..].split_at_mut(outputs * width);
+    for column in 0..width {
+        let mixed: Vec<f32> = (0..outputs).map(|row| weight[row * width + column]).collect();
+        let own = unmixed(mix, &mixed);
+        (0..outputs).for_each(|row| weight[row * width + column] = own[row]);
+    }
+    let own = unmixed(mix, bias);
+    bias.copy_from_slice(&own);
+    theta
+}
