@@ -17,23 +17,30 @@ import subprocess
 import sys
 import time
 
-PREFIX = "utb"
-
-
 def sh(*words, check=True):
     return subprocess.run(words, check=check, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def link(node, mbit):
+def names(args, node):
+    """Of a device's namespace, and of the two ends of its link; distinct for runs on distinct ports."""
+    return f"ut{args.port}-{node}", f"uth{args.port}-{node}", f"utd{args.port}-{node}"
+
+
+def net(args, node):
+    """The network of a device's link."""
+    return f"10.{args.port % 200 + 20}.{node}"
+
+
+def link(args, node, mbit):
     """A namespace for a device, and a link from it to this one."""
-    space, here, there = f"{PREFIX}{node}", f"{PREFIX}h{node}", f"{PREFIX}d{node}"
-    unlink(node)
+    space, here, there = names(args, node)
+    unlink(args, node)
     sh("ip", "netns", "add", space)
     sh("ip", "link", "add", here, "type", "veth", "peer", "name", there, "netns", space)
-    sh("ip", "addr", "add", f"10.77.{node}.1/24", "dev", here)
+    sh("ip", "addr", "add", f"{net(args, node)}.1/24", "dev", here)
     sh("ip", "link", "set", here, "up")
     inside = ("ip", "netns", "exec", space)
-    sh(*inside, "ip", "addr", "add", f"10.77.{node}.2/24", "dev", there)
+    sh(*inside, "ip", "addr", "add", f"{net(args, node)}.2/24", "dev", there)
     sh(*inside, "ip", "link", "set", there, "up")
     sh(*inside, "ip", "link", "set", "lo", "up")
     shape = ("root", "tbf", "rate", f"{mbit}mbit", "burst", "32kbit", "latency", "400ms")
@@ -41,9 +48,10 @@ def link(node, mbit):
     sh(*inside, "tc", "qdisc", "add", "dev", there, *shape)
 
 
-def unlink(node):
-    sh("ip", "netns", "del", f"{PREFIX}{node}", check=False)
-    sh("ip", "link", "del", f"{PREFIX}h{node}", check=False)
+def unlink(args, node):
+    space, here, _ = names(args, node)
+    sh("ip", "netns", "del", space, check=False)
+    sh("ip", "link", "del", here, check=False)
 
 
 class Cast:
@@ -57,11 +65,12 @@ class Cast:
     def start(self, node):
         log = open(self.out / f"{'server' if node == 0 else f'device-{node}'}.log", "ab")
         if node == 0:
-            words = [self.args.binary, "serve", self.args.scenario, *self.sets, "--listen", "0.0.0.0:7443",
+            words = [self.args.binary, "serve", self.args.scenario, *self.sets, "--listen", f"0.0.0.0:{self.args.port}",
                      "--state", str(self.out / "shards/server"), "--out", str(self.out / "run"), "--threads", "1"]
         else:
             folder = self.out / f"shards/device-{node}"
-            words = ["ip", "netns", "exec", f"{PREFIX}{node}", self.args.binary, "join", f"https://10.77.{node}.1:7443",
+            words = ["ip", "netns", "exec", names(self.args, node)[0], self.args.binary,
+                     "join", f"https://{net(self.args, node)}.1:{self.args.port}",
                      "--token", str(folder / "token"), "--state", str(folder / "state")]
             if (folder / "data.jsonl").exists():
                 words += ["--data", str(folder / "data.jsonl")]
@@ -85,6 +94,7 @@ def main():
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--every", type=float, default=2.0, help="seconds between kills")
     parser.add_argument("--mbit", type=float, nargs=2, default=[10, 50])
+    parser.add_argument("--port", type=int, default=7443)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
@@ -97,7 +107,7 @@ def main():
     cast, begun, kills = Cast(args, sets), time.monotonic(), []
     try:
         for node, mbit in rates.items():
-            link(node, mbit)
+            link(args, node, mbit)
         for node in range(args.devices + 1):
             cast.start(node)
         while cast.processes[0].poll() is None:
@@ -111,7 +121,7 @@ def main():
         for process in cast.processes.values():
             process.kill()
         for node in rates:
-            unlink(node)
+            unlink(args, node)
     summary_path = out / "run/summary.json"
     summary = json.loads(summary_path.read_text()) if summary_path.exists() else {}
     trace = [json.loads(line) for line in open(out / "run/trace.jsonl")] if summary else []

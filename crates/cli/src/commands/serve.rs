@@ -9,8 +9,8 @@ use crate::scenario::{BUILTIN, Scenario, short};
 use crate::site::{self, Site, files};
 use base::SERVER;
 use clap::Args;
-use federation::Status;
-use net::{ServeError, ServerConfig, ServerNews};
+use federation::{Fact, Status};
+use net::{Board, ServeError, ServerConfig, ServerNews};
 use report::Clock;
 use sim::{Ended, Output, TraceHash};
 use std::net::SocketAddr;
@@ -87,11 +87,16 @@ impl Serve {
         log.recall(&earlier)?;
         let (mut hash, mut records) = (TraceHash::default(), earlier.len() as u64);
         earlier.iter().for_each(|record| hash.record(record));
+        let mut board = Board::of(config.devices, config.rounds, &earlier);
         let mut sink = |news: ServerNews| match news {
             ServerNews::Listening(at) => self.stage.say(greeting(at, site)),
             ServerNews::Record(record) => {
                 hash.record(record);
                 records += 1;
+                board.push(record);
+                if let Fact::Joined { device, class, .. } = &record.fact {
+                    self.stage.say(format!("{device} joined ({class}); {}\n", board.headline()));
+                }
                 log.take(Output::Record(record), interrupt);
             }
         };

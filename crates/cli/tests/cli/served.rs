@@ -138,6 +138,25 @@ fn every_method_ends_in_the_simulator_s_weights_over_the_network() {
 }
 
 #[test]
+fn a_server_needs_no_training_rows() {
+    let scratch = Scratch::tiny();
+    for entry in METHODS.iter().filter(|entry| entry.federated && entry.trains) {
+        let (name, method) = (format!("own-{}", entry.name), format!("method.name={}", entry.name));
+        let served = Served::new(&scratch, &name, &[&method]);
+        let simulated = (entry.name == "fedavg-lora").then(|| served.simulated());
+        let (rows, away) = (scratch.path().join("train.jsonl"), scratch.path().join("away.jsonl"));
+        fs::rename(&rows, &away).unwrap();
+        let (mut server, mut devices) = (served.server(), served.devices());
+        assert_eq!(server.end(), Some(0), "{}: {}", entry.name, served.log("server"));
+        fs::rename(&away, &rows).unwrap();
+        assert!(simulated.is_none_or(|simulated| simulated == weights(&served.run())), "{}", entry.name);
+        for device in &mut devices {
+            assert_eq!(device.end(), Some(0), "{}", entry.name);
+        }
+    }
+}
+
+#[test]
 fn kills_of_server_and_devices_change_the_clock_only() {
     let scratch = Scratch::tiny();
     let served =

@@ -14,7 +14,6 @@ use undertone_net::{Authority, Registry};
 
 const ACTIVE: u32 = 100;
 const IDLE: u32 = 1000;
-const ROUNDS: u32 = 60;
 
 /// Enroll without asking: certificates straight from the authority, as the server would sign them.
 fn enroll_all(stage: &Stage, at: &Url) {
@@ -57,29 +56,46 @@ fn resident() -> u64 {
 }
 
 #[test]
-#[ignore = "a thousand devices: minutes of both cores, best alone"]
+#[ignore = "a thousand devices: a minute of both cores, best alone"]
 fn a_thousand_wait_and_a_hundred_work() {
+    crowd(60, Duration::from_secs(300));
+}
+
+#[test]
+#[ignore = "a thousand devices: ten minutes"]
+fn a_thousand_wait_and_a_hundred_work_for_ten_minutes() {
+    crowd(1_000_000, Duration::from_secs(600));
+}
+
+/// Run so many rounds, or for so long.
+fn crowd(rounds: u32, span: Duration) {
     let cohort = CohortConfig {
         pace: Pace::Deadline,
         deadline_seconds: Some(60.0),
         min_available_nodes: ACTIVE,
         ..CohortConfig::default()
     };
-    let stage = Stage::new(Dummy { cohort, ..Dummy::new(ACTIVE + IDLE, ROUNDS) });
+    let stage = Stage::new(Dummy { cohort, ..Dummy::new(ACTIVE + IDLE, rounds) });
     let mut config = stage.config("127.0.0.1:0".parse().unwrap());
     config.wait = Duration::from_secs(25);
     let server = stage.serve_with(config);
     enroll_all(&stage, &server.url());
-    let crowd = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    for node in ACTIVE + 1..=ACTIVE + IDLE {
-        crowd.spawn(idle(Wallet::open(&stage.device_folder(node)).unwrap(), server.url()));
-    }
     let operator = Wallet::open(&stage.scratch.path().join("operator")).unwrap();
     enroll(&operator, &server.url(), &stage.token(0, Role::Operator, 600), brisk()).unwrap();
     let mut operator = Client::of(&operator, &server.url());
+    let waiting =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    for node in ACTIVE + 1..=ACTIVE + IDLE {
+        waiting.spawn(idle(Wallet::open(&stage.device_folder(node)).unwrap(), server.url()));
+    }
     let mut metrics = move || {
-        let said = operator.raw("GET", "/metrics", &[], b"").unwrap();
-        String::from_utf8(said.body.to_vec()).unwrap()
+        loop {
+            // A crowd at the door is let in a few at a time, and its operator stands in it.
+            match operator.raw("GET", "/metrics", &[], b"") {
+                Ok(said) => return String::from_utf8(said.body.to_vec()).unwrap(),
+                Err(_) => std::thread::sleep(Duration::from_millis(100)),
+            }
+        }
     };
     let polls = |text: &str| value(text, "undertone_polls ");
     let begun = Instant::now();
@@ -99,17 +115,16 @@ fn a_thousand_wait_and_a_hundred_work() {
         })
         .collect();
     let closed = |fact: &Fact| matches!(fact, Fact::RoundClosed { .. });
-    let (begun, mut seen) = (Instant::now(), 0);
-    while seen < ROUNDS as usize && begun.elapsed() < Duration::from_secs(900) {
-        let rounds = count(&server.records, closed);
-        if rounds / 10 > seen / 10 {
-            println!(
-                "round {rounds} after {:.1} s; {} MB",
-                begun.elapsed().as_secs_f64(),
-                resident() >> 20
-            );
+    let (begun, mut shown) = (Instant::now(), 0);
+    loop {
+        let (closed, elapsed) = (count(&server.records, closed) as u32, begun.elapsed());
+        if closed == rounds || elapsed > span || elapsed.as_secs() / 15 > shown {
+            shown = elapsed.as_secs() / 15;
+            println!("round {closed} after {:.0} s; {} MB", elapsed.as_secs_f64(), resident() >> 20);
         }
-        seen = rounds;
+        if closed == rounds || elapsed > span {
+            break;
+        }
         std::thread::sleep(Duration::from_millis(50));
     }
     let text = metrics();
@@ -118,8 +133,8 @@ fn a_thousand_wait_and_a_hundred_work() {
         println!("{line}");
     }
     let below = value(&text, "undertone_delivery_seconds_bucket{le=\"0.1\"} ");
-    let rested = server.actor.end().unwrap();
-    assert_eq!(stage.outcome(&rested).0, Some(Status::Completed));
+    let rested = server.actor.interrupt().unwrap();
+    assert!([None, Some(Status::Completed)].contains(&rested.status), "{:?}", rested.status);
     devices.into_iter().for_each(|device| drop(device.interrupt()));
     assert!(below >= 0.99 * total, "{below} of {total} within 100 ms");
 }

@@ -4,7 +4,7 @@ use crate::proxy::{self, Faults};
 use crate::stage::{Dummy, Stage, count, url};
 use base::Seed;
 use federation::{Fact, Status};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[test]
 fn every_device_is_counted_in_every_round() {
@@ -101,4 +101,27 @@ fn uploads_and_downloads_go_on_after_every_cut() {
     let rested = server.actor.end().unwrap();
     assert_eq!(stage.outcome(&rested), (Some(Status::Completed), vec![2.0]));
     device.interrupt().unwrap();
+}
+
+#[test]
+fn certificates_are_renewed_before_they_expire() {
+    let stage = Stage::new(Dummy::new(2, 1));
+    let mut config = stage.config("127.0.0.1:0".parse().unwrap());
+    config.lifetime = Duration::from_secs(6);
+    let server = stage.serve_with(config);
+    let wallet = stage.enroll(1, &server.url());
+    let expires = || wallet.card().unwrap().unwrap().expires;
+    let device = stage.join(1, &server.url());
+    // The run waits for device 2; twice the first certificate's time goes by.
+    let (first, begun) = (expires(), Instant::now());
+    while expires() < first + 6 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "no renewal");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    stage.enroll(2, &server.url());
+    let other = stage.join(2, &server.url());
+    let rested = server.actor.end().unwrap();
+    assert_eq!(stage.outcome(&rested), (Some(Status::Completed), vec![1.0; 2]));
+    assert_eq!(device.end().unwrap().status, Some(Status::Completed));
+    other.end().unwrap();
 }
