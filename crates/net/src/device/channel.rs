@@ -77,11 +77,16 @@ pub enum ChannelError {
 impl ChannelError {
     /// The server has understood, and repeating the same will not help.
     pub fn is_final(&self) -> bool {
-        let ChannelError::Refused(status, problem, _) = self else { return false };
-        let passing = ["busy", "stale-sequence", "missing-content", "wrong-offset", "wrong-content"];
-        status.is_client_error()
-            && !passing.contains(&problem.error.as_str())
-            && ![StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS].contains(status)
+        let ChannelError::Refused(status, ..) = self else { return false };
+        // What another attempt settles: numbers, offsets and contents that have moved on, and patience.
+        let passing = [
+            StatusCode::CONFLICT,
+            StatusCode::FAILED_DEPENDENCY,
+            StatusCode::UNPROCESSABLE_ENTITY,
+            StatusCode::REQUEST_TIMEOUT,
+            StatusCode::TOO_MANY_REQUESTS,
+        ];
+        status.is_client_error() && !passing.contains(status)
     }
 
     /// When the server wants to be asked again, if it said so.

@@ -257,12 +257,14 @@ impl Courier {
     async fn send(&self, packet: &Packet) -> Result<(), ChannelError> {
         let Packed { envelope, beside } = Envelope::pack(packet);
         let body = Bytes::from(envelope.to_bytes());
+        let mut persistence = Persistence::new(self.patience, self.node);
         loop {
             for (part, content) in &beside {
                 self.upload(*part, content).await?;
             }
             match self.persist(Method::POST, "/v1/messages", &[], body.clone()).await {
                 Err(error) if error.problem().is_some_and(|problem| problem.error == "missing-content") => {
+                    self.endure(&mut persistence, error).await?;
                 }
                 done => return done.map(drop),
             }

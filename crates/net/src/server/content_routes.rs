@@ -25,11 +25,16 @@ pub async fn offset(
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let part = part(&address, &headers)?;
-    let offset = if desk.blobs.has(&part) {
-        part.len
-    } else {
-        desk.blobs.arriving(&sender(device.node), part).offset()
-    };
+    let partial = desk.blobs.arriving(&sender(device.node), part);
+    let mut offset = if desk.blobs.has(&part) { part.len } else { partial.offset() };
+    if offset == part.len && !desk.blobs.has(&part) {
+        // The server was killed between its last piece and its name.
+        let _writing = desk.begin_writing(device.node)?;
+        let blobs = desk.blobs.clone();
+        if !blocking(move || blobs.finish(&partial)).await?? {
+            offset = 0;
+        }
+    }
     Ok((StatusCode::NO_CONTENT, [(OFFSET, offset.to_string())]).into_response())
 }
 

@@ -245,6 +245,18 @@ fn uploads_resume_where_they_were_cut_and_nowhere_else() {
     for (piece, begin) in content.chunks(9_999).zip((0..).step_by(9_999)) {
         assert!(patch(begin, piece).status < 300);
     }
+    // As a server leaves it that was killed when the last piece had come: whole, without its name.
+    let other = b"a whole content".to_vec();
+    let address = Address::of(&other).to_string();
+    for (content, offset) in [(b"a wrong content".to_vec(), 0), (other.clone(), other.len() as u64)] {
+        std::fs::write(stage.server_folder().join("uploads").join(format!("1-{address}")), content)
+            .unwrap();
+        let length = other.len().to_string();
+        let head =
+            device.raw("HEAD", &format!("/v1/uploads/{address}"), &[(LENGTH, &length)], b"").unwrap();
+        assert_eq!(head.offset, Some(offset));
+    }
+    assert!(stage.server_folder().join("blobs").join(&address).is_file());
     for wrong in ["..%2f..%2fetc%2fpasswd", "x", &"0".repeat(63)] {
         let said =
             device.signed("PATCH", &format!("/v1/uploads/{wrong}"), &[(LENGTH, "1"), (OFFSET, "0")], b"x");
