@@ -37,7 +37,7 @@ head='--set method.head="trained" --set audit.record=false'
 run emotion-cascade16 emotion 48 $long $cascade --set 'method.form={kind="cascade",r=16}'
 run emotion-cascade64-head emotion 48 $long $cascade --set 'method.form={kind="cascade",r=64}' $head
 run emotion-mlp emotion 48 $short
-run emotion-mlp-head emotion 48 $short $head
+run emotion-mlp-head emotion 48 $long $head
 run banking77-mlp banking77 48 $long
 run banking77-mlp-head banking77 48 $long $head
 run agnews-mlp ag_news 96 $long $small

@@ -50,12 +50,10 @@ const TUNED: &[(&str, &[&str])] = &[
     (
         "fwdllm",
         &[
-            "run.num-server-rounds=20",
-            "train.eval_every=10",
             "peft.kind=lora-xs",
-            "train.learning_rate=0.01",
-            "method.head=exact",
-            "method.head_learning_rate=0.1",
+            "train.eval_every=5",
+            "train.learning_rate=0.003",
+            "method.head=closed-form",
             "method.perturbations=8",
         ],
     ),
