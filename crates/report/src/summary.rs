@@ -196,7 +196,7 @@ impl Summary {
 
     /// Seconds that devices were busy, all of them together.
     pub fn device_busy_s(&self) -> f64 {
-        self.classes.values().map(|totals| totals.busy_ns as f64 / 1e9).sum()
+        self.classes.values().map(|totals| totals.busy_ns).sum::<u64>() as f64 / 1e9
     }
 
     /// The share of labels that the best attack recovered, where the run was audited.

@@ -132,9 +132,9 @@ fn runs_are_compared_in_columns() {
 }
 
 const COMPARED: &str = "\
-method       run                         accuracy    loss    time      up    down  time to 0.87  bytes to 0.87  device peak  rounds     status
-fedavg-lora  synthetic-fedavg-lora-5381    0.8750  0.4577  1m 55s  4.9 MB  4.9 MB        1m 55s         9.9 MB     228.3 MB     2/2  completed
-centralized  synthetic-centralized-5381    0.9333  0.3802  1m 55s  1.5 kB     0 B        1m 55s         1.5 kB     228.3 MB     2/2  completed
+method       run                         accuracy    loss    time  devices busy      up    down  time to 0.87  bytes to 0.87  device peak  rounds     status
+fedavg-lora  synthetic-fedavg-lora-5381    0.8750  0.4577  1m 55s        5m 01s  4.9 MB  4.9 MB        1m 55s         9.9 MB     228.3 MB     2/2  completed
+centralized  synthetic-centralized-5381    0.9333  0.3802  1m 55s        5m 01s  1.5 kB     0 B        1m 55s         1.5 kB     228.3 MB     2/2  completed
 ";
 
 /// A round that nobody survives is shown and does not divide by nothing.
