@@ -4,7 +4,7 @@ use super::cache::Cache;
 use super::device_head::{DeviceHead, FEATURES, HeadKind, softmax};
 use super::language::samples;
 use super::observe::Observed;
-use super::options::{Options, tapped};
+use super::options::{Options, network, tapped};
 use super::privacy::{Privacy, mixed, secret_mix, unmixed};
 use super::trainer::{Differences, Shape, Trainer};
 use crate::lab::{Lab, gather, starts};
@@ -13,7 +13,7 @@ use crate::{Saver, Setup, SetupError};
 use base::{Blob, Cost, Meter, Node, Seed};
 use data::Target;
 use federation::Fault;
-use model::side::{Pivot, Reads, SideCard, SideConfig, SideNetwork, Tapped, Width, save, tap};
+use model::side::{Pivot, Reads, SideCard, SideConfig, SideNetwork, Tapped, save, tap};
 use model::{LoadError, Model, Task, price};
 use ops::{Mat, Workspace};
 use std::sync::{Arc, OnceLock};
@@ -101,14 +101,7 @@ impl SideBench {
         let differences =
             if pivot.is_some() { Differences::Dense } else { Differences::Sparse { entries } };
         let layers = tapped(options.layers.as_deref(), options.blocks, spec.layers)?;
-        let config = SideConfig {
-            form: options.form,
-            taps: layers.len(),
-            width: spec.width,
-            outputs: classes,
-            backbones: vec![Width::Own],
-        };
-        let network = SideNetwork::new(config).map_err(SetupError)?;
+        let network = network(options.form, layers.len(), spec.width, classes)?;
         let shape = Shape {
             taps: layers.len(),
             width: spec.width,

@@ -2,14 +2,14 @@
 
 use super::format::TapFormat;
 use super::observe::Score;
-use super::options::tapped;
+use super::options::{network, tapped};
 use crate::lab::{Lab, gather, starts};
 use crate::train::hold;
 use crate::{Saver, Setup, SetupError};
 use base::{Blob, Cost, Meter};
 use federation::{Eval, Fault};
 use model::optim::{Optimizer, clip_norm};
-use model::side::{AddedTo, Form, Pivot, Reads, SideCard, SideConfig, SideNetwork, Width, save, tap};
+use model::side::{AddedTo, Form, Pivot, Reads, SideCard, SideNetwork, save, tap};
 use model::{LoadError, Model, Pooling, Targets, Task, price};
 use ops::{Mat, Workspace, loss};
 use serde::{Deserialize, Serialize};
@@ -89,14 +89,7 @@ impl EveryToken {
             return Err(SetupError("it trains classifiers: set model.task = \"classification\"".into()));
         };
         let layers = tapped(options.layers.as_deref(), options.blocks, spec.layers)?;
-        let config = SideConfig {
-            form: options.form,
-            taps: layers.len(),
-            width: spec.width,
-            outputs: classes,
-            backbones: vec![Width::Own],
-        };
-        let network = SideNetwork::new(config).map_err(SetupError)?;
+        let network = network(options.form, layers.len(), spec.width, classes)?;
         let most = |rows: &[data::Encoded], batch: usize| {
             batch * rows.iter().map(|row| row.ids.len()).max().unwrap_or(1)
         };

@@ -5,7 +5,7 @@ use super::format::TapFormat;
 use super::privacy::Privacy;
 use crate::{Setup, SetupError};
 use federation::Pace;
-use model::side::{AddedTo, Form, even_layers};
+use model::side::{AddedTo, Form, SideConfig, SideNetwork, Width, even_layers};
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
 
@@ -182,4 +182,10 @@ pub fn tapped(
             Err(SetupError(format!("layers must rise within 0..{depth}, and one at least be given")))
         }
     }
+}
+
+/// A side network over this many taps of one backbone of this width.
+pub fn network(form: Form, taps: usize, width: usize, outputs: usize) -> Result<SideNetwork, SetupError> {
+    let config = SideConfig { form, taps, width, outputs, backbones: vec![Width::Own] };
+    SideNetwork::new(config).map_err(SetupError)
 }
