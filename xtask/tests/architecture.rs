@@ -1,6 +1,7 @@
 //! The shape of the tree, held by tests: which crate may know which, what pure code may not touch, where
 //! `unsafe` may stand, and how long a file may be (ARCHITECTURE.md, invariants; STYLE.md).
 
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use syn::visit::{self, Visit};
@@ -81,27 +82,40 @@ fn parse(path: &str, text: &str) -> syn::File {
     syn::parse_file(text).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
+/// The workspace's packages, as cargo itself reads the manifests. Its JSON is read as it is: the crate
+/// with the types switches on a feature of `serde_json`, and tests would then build every heavy
+/// dependency a second time.
+fn packages() -> Vec<Value> {
+    let manifest = root().join("Cargo.toml");
+    let mut cargo = std::process::Command::new(env!("CARGO"));
+    cargo
+        .args(["metadata", "--format-version=1", "--no-deps", "--offline", "--manifest-path"])
+        .arg(manifest);
+    let output = cargo.output().expect("cargo runs");
+    assert!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo's JSON");
+    metadata["packages"].as_array().expect("the packages").clone()
+}
+
 #[test]
 fn crates_know_only_whom_they_may() {
-    let metadata = cargo_metadata::MetadataCommand::new()
-        .manifest_path(root().join("Cargo.toml"))
-        .no_deps()
-        .other_options(["--offline".to_owned()])
-        .exec()
-        .expect("cargo metadata");
-    let short = |name: &str| name.strip_prefix("undertone-").unwrap_or(name).to_owned();
-    let ours: BTreeSet<String> = metadata.packages.iter().map(|package| short(&package.name)).collect();
+    let packages = packages();
+    let short = |named: &Value| {
+        let name = named["name"].as_str().expect("a package's name");
+        name.strip_prefix("undertone-").unwrap_or(name).to_owned()
+    };
+    let ours: BTreeSet<String> = packages.iter().map(short).collect();
     let mut seen = BTreeSet::new();
-    for package in &metadata.packages {
-        let name = short(&package.name);
+    for package in &packages {
+        let name = short(package);
         let Some((_, allowed)) = ARROWS.iter().find(|(from, _)| *from == name) else {
             assert!(["undertone", "cli", "xtask"].contains(&name.as_str()), "{name}: give it arrows");
             continue;
         };
         seen.insert(name.clone());
-        for dependency in &package.dependencies {
-            let to = short(&dependency.name);
-            let tests_only = dependency.kind == cargo_metadata::DependencyKind::Development;
+        for dependency in package["dependencies"].as_array().expect("a package's dependencies") {
+            let to = short(dependency);
+            let tests_only = dependency["kind"] == "dev";
             let legal = tests_only || !ours.contains(&to) || allowed.contains(&to.as_str());
             assert!(legal, "{name} may not depend on {to}");
             let tensors = ["candle-core", "gemm", "safetensors", "ops", "model"].contains(&to.as_str());
