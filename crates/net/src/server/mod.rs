@@ -16,7 +16,7 @@ use crate::board::Board;
 use crate::clock::Clock;
 use crate::host::{Host, HostError, Living, Mail, Outlet, Parts, Rested};
 use crate::protocol::{VERSION, WAIT_S};
-use crate::registry::{Registry, unix_now};
+use crate::registry::Registry;
 use crate::sqlite_store::{SqliteStore, read_records};
 use crate::store::{Store, StoreError};
 use crate::tls;
@@ -188,8 +188,7 @@ impl Running {
         let clock = Clock::starting_at(past.time());
         let known = read_records(&config.folder, 0)?;
         let board = Arc::new(Mutex::new(Board::of(config.devices, config.rounds, &known)));
-        let life = unix_now() << 20 | u64::from(std::process::id() & 0xfffff);
-        let outbox = Arc::new(Outbox::new(config.devices, life));
+        let outbox = Arc::new(Outbox::new(config.devices));
         let (tell, news) = channel();
         let outlet = ServerOutlet { outbox: outbox.clone(), board: board.clone(), news: tell };
         let living = Living { node: SERVER, budget: config.budget, clock, leave: Box::new(|| {}) };

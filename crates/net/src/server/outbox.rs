@@ -4,6 +4,7 @@ use crate::envelope::{Beside, Envelope, Hashes, Packed};
 use crate::protocol::{Address, BODY_BYTES};
 use base::{Node, Packet};
 use bytes::Bytes;
+use ring::rand::{SecureRandom, SystemRandom};
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,7 +17,9 @@ const KEPT: usize = 64;
 /// One queue a device. It lives in memory only: after a restart, links repeat what was not acknowledged.
 pub struct Outbox {
     lanes: Vec<Lane>,
-    /// Names this life of the server in cursors.
+    /// Names this life of the server in cursors. At random: a process may begin again within a second, in a
+    /// container under the same number, and a device that came with the cursor of the former life would be
+    /// told nothing any more.
     life: u64,
 }
 
@@ -72,8 +75,11 @@ pub struct Mailbag {
 
 impl Outbox {
     /// Queues for devices 1 to `devices`.
-    pub fn new(devices: u32, life: u64) -> Outbox {
-        Outbox { lanes: (0..devices).map(|_| Lane::default()).collect(), life }
+    pub fn new(devices: u32) -> Outbox {
+        let mut life = [0; 8];
+        SystemRandom::new().fill(&mut life).expect("the system has randomness");
+        let lanes = (0..devices).map(|_| Lane::default()).collect();
+        Outbox { lanes, life: u64::from_le_bytes(life) }
     }
 
     fn lane(&self, node: Node) -> Option<&Lane> {
@@ -169,7 +175,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_fetched_stays_until_it_is_kept() {
-        let outbox = Outbox::new(2, 7);
+        let outbox = Outbox::new(2);
         outbox.post(vec![
             (Node(1), packet(1)),
             (Node(1), packet(2)),
@@ -177,12 +183,14 @@ mod tests {
             (Node(9), packet(3)),
         ]);
         let bag = outbox.fetch(Node(1), Cursor::default(), Duration::ZERO).await.unwrap();
-        assert_eq!((bag.cursor, bag.messages), (Cursor { life: 7, number: 2 }, 2), "doubles are dropped");
+        assert_eq!((bag.cursor.number, bag.messages), (2, 2), "doubles are dropped");
         assert_eq!(Cursor::parse(&bag.cursor.to_string()), Some(bag.cursor));
         let address = Address::of(&packet(2).blobs[0].0);
         assert!(outbox.content(Node(1), address).is_some());
         assert!(outbox.content(Node(2), address).is_none(), "it is not for that device");
-        let stale = Cursor { life: 6, number: 9 };
+        let former = Outbox::new(2);
+        former.post((0..9).map(|byte| (Node(1), packet(byte))).collect());
+        let stale = former.fetch(Node(1), Cursor::default(), Duration::ZERO).await.unwrap().cursor;
         assert!(outbox.fetch(Node(1), stale, Duration::ZERO).await.is_some(), "of a former life");
         assert!(outbox.fetch(Node(1), bag.cursor, Duration::ZERO).await.is_none());
         assert!(outbox.content(Node(1), address).is_none());
@@ -190,7 +198,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_waiting_device_hears_at_once_and_an_absent_one_is_bounded() {
-        let outbox = std::sync::Arc::new(Outbox::new(1, 7));
+        let outbox = std::sync::Arc::new(Outbox::new(1));
         let waiting = outbox.clone();
         let fetch = tokio::spawn(async move {
             waiting.fetch(Node(1), Cursor::default(), Duration::from_secs(60)).await
