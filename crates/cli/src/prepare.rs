@@ -373,6 +373,7 @@ impl Prepared {
                     .to_owned(),
             );
         }
+        notes.extend(self.assembly.notes.iter().cloned());
         RunInfo {
             run,
             method: method.name.clone(),

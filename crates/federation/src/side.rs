@@ -86,6 +86,10 @@ pub struct Summary {
     pub before: Option<Eval>,
     /// Figures of the method's own (perturbations, variance, cache size, ...).
     pub figures: BTreeMap<String, f64>,
+    /// What the method says of the round in words, such as why it asked for no more. Reports count how
+    /// often each was said, so no figure of one round stands in them.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// What a half may ask for, and nothing else.

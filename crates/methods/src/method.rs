@@ -41,6 +41,10 @@ pub trait Method: Sized + Send + Sync + 'static {
     fn terms(&self, _node: Node) -> Option<String> {
         None
     }
+    /// What a reader of the run's reports must know of it, such as what its messages disclose.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
     /// What the server holds between jobs, for a method whose point that is.
     fn server_quote(&self) -> Option<ServerQuote> {
         None
@@ -131,6 +135,8 @@ pub struct Assembly {
     /// One a device, in node order: [`Method::terms`].
     pub terms: Vec<Option<String>>,
     pub server_quote: Option<ServerQuote>,
+    /// [`Method::notes`].
+    pub notes: Vec<String>,
     /// Present where the result is no adapter of the model.
     pub saver: Option<Saver>,
 }
@@ -194,7 +200,7 @@ fn assemble<M: Method>(mut setup: Setup) -> Result<Assembly, SetupError> {
     let saver = method.saver();
     let quotes = setup.devices.iter().map(|member| method.quote(member.node)).collect();
     let terms = setup.devices.iter().map(|member| method.terms(member.node)).collect();
-    let server_quote = method.server_quote();
+    let (server_quote, notes) = (method.server_quote(), method.notes());
     let Setup { server, devices, plan, seed, .. } = setup;
     let members = devices.clone();
     let build = move |node: Node| -> Box<dyn Machine> {
@@ -213,6 +219,7 @@ fn assemble<M: Method>(mut setup: Setup) -> Result<Assembly, SetupError> {
         quotes,
         terms,
         server_quote,
+        notes,
         saver,
     })
 }

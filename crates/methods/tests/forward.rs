@@ -151,6 +151,45 @@ fn central_differences_agree_with_tangents() {
     assert!(largest_difference(&exact.theta, &near.theta) < 0.1 * moved);
 }
 
+/// A direction for each sequence: the same estimator where a batch is one sequence, less noise for as many
+/// passes where it is more, and no other mean.
+#[test]
+fn directions_of_sequences_of_their_own_are_less_noisy_and_unbiased() {
+    let mut work = workload(PeftKind::LoraXs);
+    let optim = model::optim::Optim::Sgd;
+    work.recipe = TrainConfig { optim, momentum: 0.0, ..work.recipe.clone() };
+    let single = Workload {
+        recipe: TrainConfig { per_device_train_batch_size: 1.try_into().unwrap(), ..work.recipe.clone() },
+        ..work.clone()
+    };
+    let [of_batch, of_sequences] = ["batch", "sequences"].map(|over| format!("perturb = \"{over}\"\n"));
+    let alone = |options: &str| calm("fwdllm", &format!("{options}perturbations = 2"), &single).theta;
+    assert_eq!(alone(&of_batch), alone(&of_sequences));
+
+    let start = work.initial.to_f32(work.model.layout.total()).unwrap();
+    let step = |method: &str, options: &str| -> Vec<f32> {
+        let run = run(method, options, &work, 1, FaultsConfig::default()).unwrap();
+        run.theta.iter().zip(&start).map(|(after, before)| after - before).collect()
+    };
+    let true_step = step("fedsgd", "");
+    let off = |step: &[f32]| {
+        let square = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v * v)).sum::<f64>();
+        square(&mut step.iter().zip(&true_step).map(|(a, b)| a - b))
+            / square(&mut true_step.iter().copied())
+    };
+    let of_batch = off(&step("fwdllm", &format!("{of_batch}perturbations = 64")));
+    let sequences = |count: u32| off(&step("fwdllm", &format!("{of_sequences}perturbations = {count}")));
+    let (of_sequences, of_many) = (sequences(64), sequences(1024));
+    assert!(
+        of_sequences < of_batch,
+        "{of_sequences} of the squared step, {of_batch} with directions of batches"
+    );
+    assert!(
+        of_many < 0.15 * of_sequences,
+        "{of_many} of the squared step after 16 times as many as {of_sequences}"
+    );
+}
+
 /// Deciding by variance: who runs ahead, is killed or comes late changes the clock only.
 #[test]
 fn running_ahead_and_kills_change_nothing_but_the_clock() {
@@ -159,6 +198,9 @@ fn running_ahead_and_kills_change_nothing_but_the_clock() {
     let waiting = calm("fwdllm", paced, &work);
     let waves: Vec<f64> = waiting.summaries().iter().map(|summary| summary.figures["waves"]).collect();
     assert!(waves.iter().any(|waves| *waves < 6.0) && waves.iter().any(|waves| *waves > 0.0), "{waves:?}");
+    let reasons: Vec<bool> =
+        waiting.summaries().iter().map(|summary| summary.notes[0].contains("came below 30")).collect();
+    assert_eq!(reasons, waves.iter().map(|waves| *waves < 6.0).collect::<Vec<_>>());
     let ahead = calm("fwdllm", &format!("{paced}run_ahead = true"), &work);
     assert_eq!(waiting.theta, ahead.theta);
     let faults = FaultsConfig { kill: 0.1, kill_server: 0.05, ..FaultsConfig::default() };
@@ -173,6 +215,30 @@ fn picked_directions_are_a_share_of_the_candidates_and_reproduce() {
     let picked = "keep = 0.2\nperturbations = 2";
     assert_eq!(calm("fwdllm", picked, &work).theta, calm("fwdllm", picked, &work).theta);
     assert_ne!(calm("fwdllm", picked, &work).theta, calm("fwdllm", "perturbations = 2", &work).theta);
+}
+
+/// The public code's filter: from the second round on, in every other one, each tensor for itself.
+#[test]
+fn tensors_choose_among_shared_candidates_in_every_other_round() {
+    let mut work = workload(PeftKind::Lora);
+    let optim = model::optim::Optim::Sgd;
+    work.recipe = TrainConfig { optim, momentum: 0.0, ..work.recipe.clone() };
+    let [all, filtered] = ["", "keep = 0.1\ncandidates = \"tensors\"\n"];
+    let of = |options: &str, rounds| {
+        let options = format!("{options}perturbations = 32");
+        run("fwdllm", &options, &work, rounds, FaultsConfig::default()).unwrap()
+    };
+    assert_eq!(of(filtered, 1).theta, of(all, 1).theta);
+    let (first, plain, chosen) = (of(all, 1).theta, of(all, 2).theta, of(filtered, 2).theta);
+    assert_eq!(chosen, of(filtered, 2).theta);
+    // What is chosen by its signed cosine leans along the gradient of the round before.
+    let start = work.initial.to_f32(first.len()).unwrap();
+    let old: Vec<f32> = first.iter().zip(&start).map(|(after, before)| after - before).collect();
+    let along = |theta: &[f32]| {
+        let step = theta.iter().zip(&first).map(|(after, before)| after - before);
+        step.zip(&old).map(|(step, old)| f64::from(step * old)).sum::<f64>().abs()
+    };
+    assert!(along(&chosen) > 1.5 * along(&plain), "{} and {}", along(&chosen), along(&plain));
 }
 
 /// The exact gradient of a head is FedSGD's; many perturbations lead where it leads; a fitted head needs one
@@ -212,4 +278,7 @@ fn what_cannot_be_meant_is_refused_by_name() {
     refused("run_ahead = true", "run_ahead");
     refused("head_rounds = 3", "head_rounds");
     refused("step_size = -1.0", "step_size");
+    refused("pacing = \"tensor-variance\"", "checked");
+    refused("pacing = \"tensor-variance\"\nchecked = \"pooler\"", "these are: ");
+    refused("perturb = \"sequences\"\nkeep = 0.5", "sequences");
 }

@@ -12,6 +12,7 @@ use crate::pass::Pass;
 use crate::tokens::{Targets, Tokens};
 use crate::train::Loss;
 use ops::{Dual, Mat, Workspace};
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 /// Directions, and which rows of a batch each of them moves.
@@ -22,13 +23,25 @@ pub struct Fan<'a> {
 }
 
 /// What a direction is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Over {
     /// The whole batch: K directions are K lanes of tangents.
+    #[default]
     Batch,
     /// One sequence of B: K lanes carry K * B directions, of which direction `lane * B + b` moves the
     /// parameters that sequence b sees. As many derivatives as there are sequences for the same products.
     Sequences,
+}
+
+impl Over {
+    /// Directions that so many lanes of tangents over so many sequences carry.
+    pub fn directions(self, lanes: usize, sequences: usize) -> usize {
+        match self {
+            Over::Batch => lanes,
+            Over::Sequences => lanes * sequences,
+        }
+    }
 }
 
 /// What a pass found.
@@ -118,8 +131,9 @@ pub fn loss(
     head_loss(ws, model, theta, x, (tokens, targets), fan)
 }
 
-/// The share of each sequence's predictions in all of them.
-fn shares(tokens: &Tokens, targets: &Targets) -> Result<Vec<f64>, Error> {
+/// The share of each sequence's predictions in all of them: the derivative of a batch's mean loss is that of
+/// its sequences' losses, each times its share.
+pub fn shares(tokens: &Tokens, targets: &Targets) -> Result<Vec<f64>, Error> {
     let counts: Vec<usize> = match targets {
         Targets::Classes(classes) => vec![1; classes.len()],
         Targets::NextToken | Targets::Completion(_) => {

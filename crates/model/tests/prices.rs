@@ -7,8 +7,8 @@ use ops::{Dual, Workspace};
 use support::{load, repository, shared_model};
 use undertone_model::tangent::{self, Fan};
 use undertone_model::{
-    Activations, Draw, Model, PeftConfig, PeftKind, Pooling, Seeded, Targets, Task, Tokens, loss,
-    loss_and_gradient, price,
+    Activations, Below, Draw, Model, PeftConfig, PeftKind, Pooling, Seeded, Targets, Task, Tokens,
+    backbone, head_loss_and_gradient, loss, loss_and_gradient, price,
 };
 
 const KINDS: [PeftKind; 7] = [
@@ -56,6 +56,7 @@ fn check(model: &Model, theta: &[f32], lengths: &[usize]) {
         assert_price(&format!("{name} {activations:?}"), price.bytes, meter.peak());
     }
     check_tangents(&name, model, theta, &tokens, &targets);
+    check_upper_loss(&name, model, theta, &tokens, &targets);
     let price = price::inference(spec, task, layout, &tokens.starts);
     let meter = Meter::unlimited();
     loss(&Workspace::new(&meter, 2), model, theta, &tokens, &targets).unwrap();
@@ -85,6 +86,22 @@ fn check_tangents(name: &str, model: &Model, theta: &[f32], tokens: &Tokens, tar
         run().unwrap_or_else(|error| panic!("{name}, {lanes} tangents from {first}: {error}"));
         assert_price(&format!("{name}, {lanes} tangents from {first}"), price.bytes, meter.peak());
     }
+}
+
+/// From what is below the last block: forward, and the gradient of the head alone.
+fn check_upper_loss(name: &str, model: &Model, theta: &[f32], tokens: &Tokens, targets: &Targets) {
+    let (spec, task, layout, starts) = (&model.spec, &model.task, &*model.layout, &tokens.starts);
+    let (at, activations) = (spec.layers - 1, Activations::Recompute);
+    let price = price::Split { spec, task, layout, at, starts, activations }.upper_loss();
+    let meter = Meter::new(price.bytes);
+    let ws = Workspace::new(&meter, 2);
+    let x = ws.zeros(tokens.rows(), spec.width).unwrap();
+    let x = backbone::forward(&ws, model, theta, at..spec.layers, x, starts, |_, _| {}).unwrap();
+    let mut grad = vec![0.0; theta.len()];
+    let batch = (tokens, targets);
+    let done = head_loss_and_gradient(&ws, model, theta, x, batch, Below::Frozen, &mut grad);
+    done.unwrap_or_else(|error| panic!("{name}, loss from {at}: {error}"));
+    assert_price(&format!("{name}, loss from {at}"), price.bytes, meter.peak());
 }
 
 #[test]

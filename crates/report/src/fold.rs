@@ -41,6 +41,9 @@ pub struct Point {
     pub jobs: u64,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub figures: BTreeMap<String, f64>,
+    /// What the method said of it in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// What nodes of one class did and took, over the run.
@@ -256,6 +259,7 @@ impl Fold {
             lost_to: open.lost_to,
             jobs: open.jobs,
             figures,
+            notes: summary.notes.clone(),
         });
         if let Some(before) = &summary.before {
             self.before = Some(before.clone());

@@ -56,6 +56,7 @@ fn body(run: &Run) -> String {
     text += &figures::perturbations(summary);
     text += &tables::progress(summary);
     text += &tables::own_figures(summary);
+    text += &tables::said(summary);
     text += &tables::leaks(summary);
     text += &tables::rounds(summary);
     text += &tables::troubles(summary);

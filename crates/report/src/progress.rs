@@ -7,6 +7,9 @@ use base::units;
 use federation::Eval;
 use std::time::Duration;
 
+/// Reasons of a loss that a line names; they can be as many as there are devices.
+const REASONS: usize = 4;
+
 /// The run's id first, then what it is.
 pub(crate) fn head(info: &RunInfo) -> String {
     let mut text = format!("run {}\n", info.run);
@@ -35,6 +38,7 @@ pub(crate) fn round(info: &RunInfo, before: Option<&Point>, point: &Point, took:
     if point.lost > 0 {
         leaves.push(format!("lost    {} of {}: {}", point.lost, point.cohort, reasons(point)));
     }
+    leaves.extend(point.notes.iter().map(|note| format!("note    {note}")));
     let (up, down) = before.map_or((0, 0), |before| (before.bytes_up, before.bytes_down));
     let (up, down) = (point.bytes_up.saturating_sub(up), point.bytes_down.saturating_sub(down));
     leaves.push(format!(
@@ -48,12 +52,19 @@ pub(crate) fn round(info: &RunInfo, before: Option<&Point>, point: &Point, took:
 }
 
 fn reasons(point: &Point) -> String {
-    let reasons: Vec<String> = point
-        .lost_to
-        .iter()
-        .map(|(reason, count)| if *count > 1 { format!("{reason} ({count})") } else { reason.clone() })
-        .collect();
-    reasons.join(", ")
+    let mut reasons: Vec<(&String, u32)> =
+        point.lost_to.iter().map(|(reason, count)| (reason, *count)).collect();
+    reasons.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let (named, others) = reasons.split_at(reasons.len().min(REASONS));
+    let name = |(reason, count): &(&String, u32)| match count {
+        1 => reason.to_string(),
+        count => format!("{reason} ({count})"),
+    };
+    let mut named: Vec<String> = named.iter().map(name).collect();
+    if !others.is_empty() {
+        named.push(count(others.len() as u64, "other reason"));
+    }
+    named.join(", ")
 }
 
 fn train_leaf(point: &Point, took: Duration) -> String {
@@ -147,7 +158,12 @@ pub(crate) fn end(summary: &Summary) -> String {
         .map(|row| format!("{} {} ({})", row.count, row.kind.name(), row.reason))
         .collect();
     if !troubles.is_empty() {
-        leaves.push(format!("lost    {}", troubles.join("; ")));
+        let (named, others) = troubles.split_at(troubles.len().min(REASONS));
+        let others = match others.len() {
+            0 => String::new(),
+            more => format!("; and for {}: see the report", count(more as u64, "other reason")),
+        };
+        leaves.push(format!("lost    {}{others}", named.join("; ")));
     }
     if let Some(hash) = &summary.weights_hash {
         leaves.push(format!("weights {hash}"));

@@ -1,14 +1,16 @@
 //! The server's work: rebuild the directions, average, measure the variance, and step.
 
-use super::estimate::seeds;
+use super::directions::{Drawn, seeds};
 use super::head::Moments;
 use super::options::{HeadRule, Pacing, Uplink};
 use super::{Bench, Estimator, Task, Told};
 use crate::train::hold;
-use base::{Blob, Cost, Meter, Node, Seed};
+use base::{Blob, Cost, Meter, Node};
 use federation::Fault;
 use model::optim::{Optimizer, clip_norm};
+use model::tangent::Over;
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// What is to be averaged, and what it is a step of.
 #[derive(Clone, Serialize, Deserialize)]
@@ -65,6 +67,8 @@ pub struct Spread {
     pub perturbations: u64,
     /// The paper's D(g), over all that is perturbed.
     pub variance: f64,
+    /// The public code's: the mean over the elements of the one tensor it looks at.
+    pub tensor_variance: f64,
     /// Squared length of the mean's noise, and of what is left without it.
     pub noise: f64,
     pub signal: f64,
@@ -79,6 +83,7 @@ impl Spread {
         match bench.options.pacing {
             Pacing::Fixed => false,
             Pacing::Variance => self.variance < bench.options.threshold,
+            Pacing::TensorVariance => self.tensor_variance < bench.options.threshold,
             Pacing::NoiseToSignal => self.signal > 0.0 && self.noise_to_signal() < bench.options.threshold,
         }
     }
@@ -113,11 +118,15 @@ pub fn run(bench: &Bench, job: Aggregate, meter: &Meter) -> Result<Aggregated, F
             halves.add(bench, &job.task, piece)?;
         }
         used += tier.len();
-        if halves.spread().enough(bench) {
+        if halves.spread(&bench.scope.checked).enough(bench) {
             return step(bench, &job, used, halves);
         }
     }
-    if job.last { step(bench, &job, used, halves) } else { Ok(Aggregated::More(halves.spread())) }
+    if job.last {
+        step(bench, &job, used, halves)
+    } else {
+        Ok(Aggregated::More(halves.spread(&bench.scope.checked)))
+    }
 }
 
 /// What is wrong with what a device told, if anything.
@@ -163,14 +172,17 @@ impl Halves {
             sum.iter_mut().zip(&dense).for_each(|(sum, value)| *sum += examples * f64::from(*value));
             self.perturbations += match bench.options.estimator {
                 Estimator::Backward => 0,
-                Estimator::Tangent | Estimator::Difference => u64::from(bench.options.perturbations),
+                Estimator::Tangent | Estimator::Difference => {
+                    bench.options.directions(told.examples as usize) as u64
+                }
             };
         }
         let count = told.slopes.len();
         let picked = Task { picks: piece.picks.clone(), ..task.clone() };
-        let seeds = seeds(bench.lab.seed, &picked, piece.node, told.wave, count as u32);
-        for (seed, slope) in seeds.into_iter().zip(&told.slopes) {
-            bench.options.draw.write(seed, bench.scope.moves.start, &mut self.direction);
+        let directions = seeds(bench, &picked, piece.node, told.wave, count as u32);
+        let drawn = Drawn { bench, directions: &directions };
+        for (index, slope) in told.slopes.iter().enumerate() {
+            drawn.whole(index, &mut self.direction);
             let share = examples * f64::from(*slope) / count as f64;
             sum.iter_mut().zip(&self.direction).for_each(|(sum, v)| *sum += share * f64::from(*v));
         }
@@ -186,18 +198,22 @@ impl Halves {
     }
 
     /// With m1, m2 the means of the halves, `D = ||((m1 - m)^2 + (m2 - m)^2) / 2||` (FwdLLM, section 3.3),
-    /// and `||m1 - m2||^2 / 4` the expected squared noise of m where the halves are of equal weight.
-    fn spread(&self) -> Spread {
+    /// and `||m1 - m2||^2 / 4` the expected squared noise of m where the halves are of equal weight. The
+    /// public code takes the mean of `(m1 - m2)^2 / 2` instead, over one tensor.
+    fn spread(&self, checked: &Range<usize>) -> Spread {
         let mut spread = Spread { perturbations: self.perturbations, ..Spread::default() };
         let [left, right] = self.weights;
         if left == 0.0 || right == 0.0 {
-            return Spread { variance: f64::MAX, noise: f64::MAX, ..spread };
+            return Spread { variance: f64::MAX, tensor_variance: f64::MAX, noise: f64::MAX, ..spread };
         }
         let (mut fourth, mut square, mut length) = (0.0, 0.0, 0.0);
-        for (first, second) in self.sums[0].iter().zip(&self.sums[1]) {
+        for (index, (first, second)) in self.sums[0].iter().zip(&self.sums[1]).enumerate() {
             let mean = (first + second) / (left + right);
-            let (first, second) = (first / left - mean, second / right - mean);
-            let half = 0.5 * (first * first + second * second);
+            let (first, second) = (first / left, second / right);
+            if checked.contains(&index) {
+                spread.tensor_variance += 0.5 * (first - second).powi(2) / checked.len() as f64;
+            }
+            let half = 0.5 * ((first - mean).powi(2) + (second - mean).powi(2));
             fourth += half * half;
             square += half;
             length += mean * mean;
@@ -212,7 +228,7 @@ fn step(bench: &Bench, job: &Aggregate, used: usize, halves: Halves) -> Result<A
     let (lab, scope) = (&bench.lab, &bench.scope);
     let recipe = &lab.work.recipe;
     let (mut theta, told) = (lab.parameters_from(&job.task.theta)?, &job.told[..used]);
-    let spread = halves.spread();
+    let spread = halves.spread(&bench.scope.checked);
     let mean = halves.mean();
     let mut gradient = vec![0f32; theta.len()];
     gradient[scope.moves.clone()].copy_from_slice(&mean);
@@ -298,51 +314,19 @@ fn closed_form(bench: &Bench, job: &Aggregate, told: &[Piece], head: &mut [f32])
     Ok(moments.store())
 }
 
-/// Discriminative sampling (FwdLLM, section 3.4): of the candidates of each device and wave, those with the
-/// largest |cosine| to `gradient`. The mean of what is left is no longer unbiased: it leans along the old
-/// gradient, by about the factor by which the kept cosines squared exceed 1 / d.
-pub fn pick(
-    bench: &Bench,
-    round: u32,
-    nodes: &[Node],
-    gradient: &Blob,
-) -> Result<Vec<Vec<Vec<u32>>>, Fault> {
-    let (options, moves) = (&bench.options, bench.scope.moves.clone());
-    let old = gradient.to_f32(moves.len()).map_err(|error| Fault(error.to_string()))?;
-    let candidates = (f64::from(options.perturbations) / options.keep).round() as u32;
-    let task = Task { round, ..Task::default() };
-    let mut direction = vec![0f32; moves.len()];
-    let mut cosine = |seed: Seed| {
-        options.draw.write(seed, moves.start, &mut direction);
-        ops::slice::dot(&direction, &old).abs() / ops::slice::norm2(&direction).sqrt()
-    };
-    let mut of_wave = |node: Node, wave: u32| {
-        let seeds = seeds(bench.lab.seed, &task, node, wave, candidates);
-        let mut ranked: Vec<(f64, u32)> = seeds.into_iter().map(&mut cosine).zip(0..).collect();
-        ranked.sort_by(|left, right| right.0.total_cmp(&left.0).then(left.1.cmp(&right.1)));
-        let mut kept: Vec<u32> =
-            ranked.iter().take(options.perturbations as usize).map(|(_, i)| *i).collect();
-        kept.sort_unstable();
-        kept
-    };
-    Ok(nodes
-        .iter()
-        .map(|node| (1..=options.most_waves).map(|wave| of_wave(*node, wave)).collect())
-        .collect())
-}
-
 /// Whether what a device told has the shape that was asked for; an error says what is wrong.
 pub fn shape(asked: Asked, told: &Told) -> Result<(), String> {
-    let Asked { perturbations, uplink, moving, exact_head, moments, batch } = asked;
-    let scalars = if moving && uplink == Uplink::Scalars { perturbations as usize } else { 0 };
+    let Asked { perturbations, perturb, uplink, moving, exact_head, moments, batch } = asked;
+    if !told.loss.is_finite() || told.examples == 0 || told.examples > batch {
+        return Err(format!("a loss of {} over {} examples", told.loss, told.examples));
+    }
+    let directions = perturb.directions(perturbations as usize, told.examples as usize);
+    let scalars = if moving && uplink == Uplink::Scalars { directions } else { 0 };
     if told.slopes.len() != scalars {
         return Err(format!("it told {} derivatives where {scalars} were asked for", told.slopes.len()));
     }
     if let Some(at) = told.slopes.iter().position(|slope| !slope.is_finite()) {
         return Err(format!("derivative {at} of its wave {} is {}", told.wave, told.slopes[at]));
-    }
-    if !told.loss.is_finite() || told.examples == 0 || told.examples > batch {
-        return Err(format!("a loss of {} over {} examples", told.loss, told.examples));
     }
     if told.dense.is_empty() == (moving && uplink == Uplink::Dense) {
         return Err("a forward gradient that was not asked for, or none that was".into());
@@ -357,6 +341,7 @@ pub fn shape(asked: Asked, told: &Told) -> Result<(), String> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Asked {
     pub perturbations: u32,
+    pub perturb: Over,
     pub uplink: Uplink,
     pub moving: bool,
     pub exact_head: bool,
@@ -369,10 +354,24 @@ pub struct Asked {
 mod tests {
     use super::*;
 
+    /// By hand: means (1, 4) and (3, 0) of halves that weigh the same.
+    #[test]
+    fn the_spread_of_two_halves_is_what_paper_and_public_code_say() {
+        let mut halves = Halves::new(2);
+        (halves.sums, halves.weights) = ([vec![2.0, 8.0], vec![6.0, 0.0]], [2.0, 2.0]);
+        let spread = halves.spread(&(1..2));
+        assert_eq!(spread.variance, (1f64 + 16.0).sqrt());
+        assert_eq!(spread.tensor_variance, 8.0);
+        assert_eq!((spread.noise, spread.signal), (5.0, 8.0 - 5.0));
+        halves.weights[1] = 0.0;
+        assert_eq!(halves.spread(&(1..2)).tensor_variance, f64::MAX);
+    }
+
     #[test]
     fn what_was_not_asked_for_is_refused_by_name() {
         let asked = Asked {
             perturbations: 2,
+            perturb: Over::Batch,
             uplink: Uplink::Scalars,
             moving: true,
             exact_head: false,
@@ -387,6 +386,8 @@ mod tests {
         };
         refused(Told { slopes: vec![0.5, f32::NAN], ..good.clone() }, "derivative 1 of its wave 3 is NaN");
         refused(Told { slopes: vec![0.5], ..good.clone() }, "1 derivatives where 2");
+        let each = Asked { perturb: Over::Sequences, ..asked };
+        assert!(shape(each, &good).unwrap_err().contains("2 derivatives where 16"));
         refused(Told { loss: f32::INFINITY, ..good.clone() }, "a loss of inf");
         refused(Told { examples: 9, ..good.clone() }, "over 9 examples");
         refused(Told { dense: Blob::from_f32(&[1.0]), ..good.clone() }, "not asked for");

@@ -1,36 +1,31 @@
 //! A device's work: the derivatives of its loss along directions, and what else it tells.
 
+use super::directions::{Drawn, Seeds, seeds};
 use super::head::Moments;
-use super::options::{Estimator, HeadRule, Uplink};
+use super::options::{Estimator, HeadRule, Uplink, Waves};
 use super::prefix::Batch;
 use super::{Bench, Task, Told};
 use crate::lab::{gather, starts};
 use crate::train::hold;
-use base::{Blob, Cost, Meter, Node, Seed};
+use base::{Blob, Cost, Meter, Node};
 use data::Epoch;
 use federation::Fault;
-use model::tangent::{self, Fan};
-use model::{Below, Loss, Model, Seeded, backbone, price};
+use model::tangent::{self, Fan, Over};
+use model::{Below, Loss, Model, backbone, price};
 use ops::{Dual, Mat, Workspace};
 
 /// Tangents beside one primal at once: more directions go in several passes.
 const AT_ONCE: usize = 16;
-
-/// The seeds of the directions that a device takes in a wave: those picked, or the first ones.
-pub fn seeds(root: Seed, task: &Task, node: Node, wave: u32, count: u32) -> Vec<Seed> {
-    let place = root.child("direction", u64::from(task.round)).child("device", u64::from(node.0));
-    let place = place.child("wave", u64::from(wave));
-    let picks = task.picks.get(wave as usize - 1);
-    let pick = |index: u32| picks.and_then(|picks| picks.get(index as usize)).copied().unwrap_or(index);
-    (0..count).map(|index| place.child("candidate", u64::from(pick(index)))).collect()
-}
 
 /// The rows of a device's batch in a wave.
 fn batch(bench: &Bench, node: Node, task: &Task, wave: u32) -> Vec<u32> {
     let lab = &bench.lab;
     let size = lab.work.recipe.per_device_train_batch_size;
     let epoch = Epoch::new(lab.shard(node), size, lab.seed, task.round.into(), node, 0);
-    let index = (wave as usize - 1) % epoch.steps().max(1);
+    let index = match bench.options.waves {
+        Waves::Batches => (wave as usize - 1) % epoch.steps().max(1),
+        Waves::OneBatch => 0,
+    };
     epoch.batches().nth(index).map(<[u32]>::to_vec).unwrap_or_default()
 }
 
@@ -48,25 +43,28 @@ pub fn price(bench: &Bench, node: Node, task: &Task, wave: u32) -> Cost {
     let mut cost = bench.prefix.price(lab, &starts);
     let input = 4 * (spec.width * starts.last().map_or(0, |&end| end as usize)) as u64;
     let from = |lanes: usize| {
-        let moves = if lanes == 0 { 0..0 } else { scope.moves.clone() };
+        let moves = scope.moves.clone();
         let cost = price::Tangents { spec, task: what, layout, starts: &starts, lanes, moves };
         cost.loss_from(scope.first)
     };
+    let activations = lab.work.recipe.activations;
+    let plain = price::Split { spec, task: what, layout, at: scope.first, starts: &starts, activations };
+    let plain = plain.upper_loss();
     let passes = |cost: Cost, times: u64| Cost { flops: cost.flops * times, bytes: cost.bytes + input };
-    let count = count(bench, task);
+    let lanes = lanes(bench, task);
     match options.estimator {
-        Estimator::Tangent if count > 0 => {
-            let (full, rest) = (count / AT_ONCE, count % AT_ONCE);
+        Estimator::Tangent if lanes > 0 => {
+            let (full, rest) = (lanes / AT_ONCE, lanes % AT_ONCE);
             let parts = [(AT_ONCE, full as u64), (rest, u64::from(rest > 0))];
             for (lanes, times) in parts.into_iter().filter(|(_, times)| *times > 0) {
                 cost = cost + passes(from(lanes), times);
             }
         }
-        Estimator::Difference => cost = cost + passes(from(0), 2 * count as u64),
+        Estimator::Difference => cost = cost + passes(plain, 2 * lanes as u64),
         Estimator::Tangent | Estimator::Backward => {}
     }
-    if exact_head(bench) || count == 0 {
-        cost = cost + passes(from(0), 1);
+    if exact_head(bench) || lanes == 0 {
+        cost = cost + passes(plain, 1);
     }
     if task.moments && wave == 1 {
         let size = lab.work.recipe.per_device_eval_batch_size.get();
@@ -86,8 +84,8 @@ fn held(bench: &Bench) -> u64 {
     8 * bench.lab.parameters() as u64 + 4 * moments
 }
 
-/// Directions of a wave.
-fn count(bench: &Bench, task: &Task) -> usize {
+/// Tangents that a wave takes beside a primal.
+fn lanes(bench: &Bench, task: &Task) -> usize {
     if task.moving && !bench.scope.moves.is_empty() { bench.options.perturbations as usize } else { 0 }
 }
 
@@ -109,34 +107,35 @@ pub fn run(bench: &Bench, node: Node, task: &Task, wave: u32, meter: &Meter) -> 
         return backward(bench, &theta, &rows, &workspace, told);
     }
     let batch = bench.prefix.batch(lab, &theta, &rows, &workspace)?;
-    let seeds = seeds(lab.seed, task, node, wave, count(bench, task) as u32);
+    let count = if lanes(bench, task) > 0 { bench.options.directions(rows.len()) } else { 0 };
+    let directions = seeds(bench, task, node, wave, count as u32);
     let pass = Pass { bench, batch: &batch, ws: &workspace };
     let fault = |error: model::Error| Fault(error.to_string());
     let mut loss = None;
     match bench.options.estimator {
         Estimator::Tangent => {
-            for seeds in seeds.chunks(AT_ONCE) {
-                let found = pass.tangents(&theta, seeds).map_err(fault)?;
+            for directions in directions.chunks(bench.options.perturb.directions(AT_ONCE, rows.len())) {
+                let found = pass.tangents(&theta, directions).map_err(fault)?;
                 told.slopes.extend(found.slopes.iter().map(|slope| *slope as f32));
                 loss = Some(found.loss);
             }
         }
         Estimator::Difference | Estimator::Backward => {
-            for seed in &seeds {
-                let (slope, middle) = pass.difference(&theta, *seed).map_err(fault)?;
+            for direction in &directions {
+                let (slope, middle) = pass.difference(&theta, direction).map_err(fault)?;
                 told.slopes.push(slope);
                 loss = Some(middle);
             }
         }
     }
-    if exact_head(bench) || seeds.is_empty() {
+    if exact_head(bench) || directions.is_empty() {
         let (head, at) = pass.head(&theta).map_err(fault)?;
         told.head = if exact_head(bench) { Blob::from_f32(&head) } else { Blob::default() };
         loss = Some(at);
     }
     told.loss = loss.map_or(0.0, |loss| loss.mean() as f32);
     if bench.options.uplink == Uplink::Dense {
-        told.dense = Blob::from_f32(&dense(bench, &seeds, &told.slopes));
+        told.dense = Blob::from_f32(&dense(bench, &directions, &told.slopes));
         told.slopes.clear();
     }
     drop(batch);
@@ -147,12 +146,13 @@ pub fn run(bench: &Bench, node: Node, task: &Task, wave: u32, meter: &Meter) -> 
 }
 
 /// The mean of `slope * direction`.
-fn dense(bench: &Bench, seeds: &[Seed], slopes: &[f32]) -> Vec<f32> {
-    let moves = bench.scope.moves.clone();
-    let (mut mean, mut direction) = (vec![0f32; moves.len()], vec![0f32; moves.len()]);
-    for (seed, slope) in seeds.iter().zip(slopes) {
-        bench.options.draw.write(*seed, moves.start, &mut direction);
-        ops::slice::axpy(slope / seeds.len() as f32, &direction, &mut mean);
+fn dense(bench: &Bench, directions: &[Seeds], slopes: &[f32]) -> Vec<f32> {
+    let len = bench.scope.moves.len();
+    let (mut mean, mut direction) = (vec![0f32; len], vec![0f32; len]);
+    let drawn = Drawn { bench, directions };
+    for (index, slope) in slopes.iter().enumerate() {
+        drawn.whole(index, &mut direction);
+        ops::slice::axpy(slope / slopes.len() as f32, &direction, &mut mean);
     }
     mean
 }
@@ -195,14 +195,22 @@ impl Pass<'_> {
         Ok(self.ws.copy(&self.batch.x)?)
     }
 
-    fn tangents(&self, theta: &[f32], seeds: &[Seed]) -> Result<tangent::Derivatives, model::Error> {
-        let (draw, moves) = (self.bench.options.draw, self.bench.scope.moves.clone());
-        let directions = Seeded { seeds, draw, moves };
-        let fan = Fan::batch(&directions);
+    fn tangents(&self, theta: &[f32], directions: &[Seeds]) -> Result<tangent::Derivatives, model::Error> {
+        let directions = Drawn { bench: self.bench, directions };
+        let over = self.bench.options.perturb;
+        let fan = Fan { directions: &directions, over };
         let Batch { tokens, targets, .. } = self.batch;
         let x = Dual::constant(self.input()?);
         let x = tangent::blocks(self.ws, self.model(), theta, self.blocks(), x, &tokens.starts, fan)?;
-        tangent::head_loss(self.ws, self.model(), theta, x, (tokens, targets), fan)
+        let mut found = tangent::head_loss(self.ws, self.model(), theta, x, (tokens, targets), fan)?;
+        if over == Over::Sequences {
+            // A sequence's part of the batch's loss, times their number: the mean of `slope * direction` over
+            // all sequences is then the batch's forward gradient, whatever part of the predictions each has.
+            let shares = tangent::shares(tokens, targets)?;
+            let scales = shares.iter().map(|share| share * shares.len() as f64).cycle();
+            found.slopes.iter_mut().zip(scales).for_each(|(slope, scale)| *slope *= scale);
+        }
+        Ok(found)
     }
 
     fn last(&self, theta: &[f32]) -> Result<Mat, model::Error> {
@@ -217,10 +225,11 @@ impl Pass<'_> {
 
     /// The central difference along a direction, perturbing a copy of `theta` in place, and the loss at
     /// its upper end.
-    fn difference(&self, theta: &[f32], seed: Seed) -> Result<(f32, Loss), model::Error> {
+    fn difference(&self, theta: &[f32], direction: &Seeds) -> Result<(f32, Loss), model::Error> {
         let (moves, h) = (self.bench.scope.moves.clone(), self.bench.options.step_size);
+        let drawn = Drawn { bench: self.bench, directions: std::slice::from_ref(direction) };
         let mut direction = vec![0f32; moves.len()];
-        self.bench.options.draw.write(seed, moves.start, &mut direction);
+        drawn.whole(0, &mut direction);
         let at = |step: f32| {
             let mut theta = theta.to_vec();
             ops::slice::axpy(step, &direction, &mut theta[moves.clone()]);

@@ -18,6 +18,7 @@
 
 mod aggregate;
 mod device;
+mod directions;
 mod estimate;
 mod head;
 mod options;
@@ -78,7 +79,7 @@ pub struct Told {
     wave: u32,
     examples: u32,
     loss: f32,
-    /// A derivative a direction.
+    /// For each direction the derivative of the loss of what it moves.
     slopes: Vec<f32>,
     /// The mean forward gradient instead, or a whole gradient.
     dense: Blob,
@@ -143,9 +144,10 @@ impl<R: Row> Method for Forward<R> {
         let waves = u64::from(options.most_waves);
         let wave = |wave| Device::price(&Perturb { node, task: task.clone(), wave }, &self.bench);
         let cost = (1..=options.most_waves).map(wave).fold(base::Cost::FREE, |sum, cost| sum + cost);
+        let batch = lab.work.recipe.per_device_train_batch_size.get();
         let perturbed = match options.uplink {
             _ if options.estimator == Estimator::Backward => theta,
-            Uplink::Scalars => 4 * u64::from(options.perturbations),
+            Uplink::Scalars => 4 * options.directions(batch) as u64,
             Uplink::Dense => 4 * scope.moves.len() as u64,
         };
         let head = if options.head == options::HeadRule::Exact { 4 * scope.head.len() as u64 } else { 0 };
@@ -156,6 +158,20 @@ impl<R: Row> Method for Forward<R> {
             up_bytes: waves * (perturbed + head) + once,
             down_bytes: theta,
         }
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let disclosed = match self.bench.options.head {
+            options::HeadRule::Perturbed => return Vec::new(),
+            options::HeadRule::Exact => {
+                "devices send exact gradients of the head, which reveal the labels of a batch"
+            }
+            options::HeadRule::ClosedForm => {
+                "devices send class moments once, which disclose how many rows of each class they have and the \
+                 mean features of each"
+            }
+        };
+        vec![disclosed.to_owned()]
     }
 
     fn trained(server: Server) -> Blob {

@@ -2,6 +2,7 @@
 
 use crate::{Lab, SetupError};
 use federation::{CohortConfig, Pace};
+use model::tangent::Over;
 use model::{Draw, Place, Task};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -19,6 +20,10 @@ pub struct Options {
     pub draw: Draw,
     /// Directions of a device in a wave: K tangents beside one forward pass.
     pub perturbations: u32,
+    /// Whether a direction moves what a whole batch sees, or each sequence is moved along directions of its
+    /// own. The latter takes as many derivatives from a pass as the batch has sequences: less noise for the
+    /// same computing, and so many times the numbers go up.
+    pub perturb: Over,
     /// What of it goes up.
     pub uplink: Uplink,
     /// How the classification head learns.
@@ -36,11 +41,17 @@ pub struct Options {
     /// Waves of a round at most: each device gives so many batches' perturbations. With
     /// `pacing = "fixed"` it is how many there are.
     pub most_waves: u32,
+    /// What a further wave of a round is over.
+    pub waves: Waves,
+    /// The tensor whose variance counts with `pacing = "tensor-variance"`, by its Hugging Face name.
+    pub checked: Option<String>,
     /// Devices go on with the next wave until told to halt, instead of waiting to be asked.
     pub run_ahead: bool,
-    /// The share of candidate directions that is kept: those with the largest cosine, whatever its sign,
-    /// to the gradient of the round before. 1 keeps all.
+    /// The share of candidate directions that is kept: those with the largest cosine to the gradient of the
+    /// round before. 1 keeps all.
     pub keep: f64,
+    /// What is kept or dropped, and by which cosine.
+    pub candidates: Candidates,
     /// Multiply the learning rate by P / (P + d) for P perturbations of d parameters, since the relative
     /// error of their mean is about d / P.
     pub scale_rate: bool,
@@ -89,8 +100,58 @@ pub enum Pacing {
     Fixed,
     /// The paper's D(g): waves until it is below `threshold`.
     Variance,
+    /// The public code's: waves until the variance of one tensor is below `threshold`.
+    TensorVariance,
     /// The estimated noise of the mean over its signal, which has no scale.
     NoiseToSignal,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Waves {
+    /// The device's next batch.
+    #[default]
+    Batches,
+    /// The same batch again along other directions, as in the public code.
+    OneBatch,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Candidates {
+    /// Whole directions, by |cosine|; each device has candidates of its own.
+    #[default]
+    Directions,
+    /// Each tensor on its own, by signed cosine among candidates that all devices share, in every other
+    /// round: as in the public code.
+    Tensors,
+}
+
+impl Options {
+    /// Directions of a wave over a batch of so many sequences.
+    pub fn directions(&self, sequences: usize) -> usize {
+        self.perturb.directions(self.perturbations as usize, sequences)
+    }
+
+    /// Whether the directions of a round are chosen among candidates.
+    pub fn picks_in(&self, round: u32) -> bool {
+        self.keep < 1.0 && (self.candidates == Candidates::Directions || round.is_multiple_of(2))
+    }
+
+    /// Why a round asked for no more perturbations, where that was to be decided.
+    pub fn stop(&self, enough: bool) -> Option<String> {
+        let Options { pacing, threshold, most_waves, .. } = self;
+        let measure = match pacing {
+            Pacing::Fixed => return None,
+            Pacing::Variance => "D(g)",
+            Pacing::TensorVariance => "the variance of the checked tensor",
+            Pacing::NoiseToSignal => "noise to signal",
+        };
+        Some(match enough {
+            true => format!("enough perturbations: {measure} came below {threshold}"),
+            false => format!("stopped by the cap of {most_waves} waves, {measure} still above {threshold}"),
+        })
+    }
 }
 
 impl Default for Options {
@@ -100,6 +161,7 @@ impl Default for Options {
             step_size: 0.01,
             draw: Draw::default(),
             perturbations: 1,
+            perturb: Over::default(),
             uplink: Uplink::default(),
             head: HeadRule::default(),
             head_learning_rate: None,
@@ -108,8 +170,11 @@ impl Default for Options {
             threshold: 1.0,
             first_devices: 1.0,
             most_waves: 1,
+            waves: Waves::default(),
+            checked: None,
             run_ahead: false,
             keep: 1.0,
+            candidates: Candidates::default(),
             scale_rate: false,
         }
     }
@@ -122,6 +187,8 @@ pub struct Scope {
     pub moves: Range<usize>,
     /// The classification head; empty at the end of `theta` where it is frozen or absent.
     pub head: Range<usize>,
+    /// The tensor that `pacing = "tensor-variance"` looks at; empty for any other.
+    pub checked: Range<usize>,
     /// The first block with anything trained: what is below it is the same for ever.
     pub first: usize,
 }
@@ -137,7 +204,9 @@ impl Scope {
             Some(Place::Embedding) | None => 0,
         };
         let moves = if options.head == HeadRule::Perturbed { layout.total() } else { head };
-        Scope { moves: 0..moves, head: head..layout.total(), first }
+        let named = |name: &String| layout.sites.iter().find(|site| site.name == *name);
+        let checked = options.checked.as_ref().and_then(named).map_or(0..0, |site| site.range());
+        Scope { moves: 0..moves, head: head..layout.total(), checked, first }
     }
 }
 
@@ -169,8 +238,24 @@ pub fn check(lab: &Lab, options: &Options, cohort: &CohortConfig) -> Result<(), 
             "pacing by variance decides on complete waves: it needs [cohort] pace = \"synchronous\"",
         );
     }
+    if (options.pacing == Pacing::TensorVariance) != options.checked.is_some() {
+        return fails(
+            "pacing = \"tensor-variance\" needs checked = the name of a tensor, and nothing else takes it",
+        );
+    }
+    if let (Some(name), Scope { moves, checked, .. }) = (&options.checked, Scope::of(lab, options))
+        && (checked.is_empty() || checked.end > moves.end)
+    {
+        let names = lab.work.model.layout.sites.iter().filter(|site| site.range().end <= moves.end);
+        let names: Vec<&str> = names.map(|site| site.name.as_str()).collect();
+        return fails(&format!("checked: {name:?} is not perturbed; these are: {}", names.join(", ")));
+    }
     if options.pacing == Pacing::Fixed && (options.run_ahead || options.first_devices < 1.0) {
         return fails("run_ahead and first_devices have no meaning with pacing = \"fixed\"");
+    }
+    if options.perturb == Over::Sequences && (options.estimator != Estimator::Tangent || options.keep < 1.0)
+    {
+        return fails("perturb = \"sequences\" needs estimator = \"tangent\" and keeps every direction");
     }
     if options.estimator == Estimator::Backward
         && (options.keep < 1.0 || options.head != HeadRule::Perturbed)

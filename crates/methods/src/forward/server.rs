@@ -6,6 +6,7 @@
 //! decided anew. What devices told ahead of the decision is discarded.
 
 use super::aggregate::{self, Aggregate, Aggregated, Asked, Piece, Spread, Step};
+use super::directions;
 use super::options::{Estimator, HeadRule, Options, Pacing, Uplink};
 use super::{Bench, Order, Task, Told};
 use crate::evaluate::{Due, evaluate, price_of_evaluation};
@@ -41,6 +42,9 @@ struct Totals {
     perturbations: u64,
     waves: u64,
     discarded: u64,
+    /// Bytes that came up for what was perturbed, and for the head: also those that counted for nothing.
+    perturbation_bytes: u64,
+    head_bytes: u64,
 }
 
 /// The round that is open.
@@ -117,10 +121,12 @@ impl Server {
         let first = (self.options.first_devices * ranks.len() as f64).ceil() as usize;
         let tier = match self.options.pacing {
             Pacing::Fixed => self.options.most_waves,
-            Pacing::Variance | Pacing::NoiseToSignal => u32::from(first >= ranks.len()),
+            Pacing::Variance | Pacing::TensorVariance | Pacing::NoiseToSignal => {
+                u32::from(first >= ranks.len())
+            }
         };
         self.open = Open { round, moving, ranks, first, tier, ..Open::default() };
-        if moving && self.options.keep < 1.0 && !self.gradient.is_empty() {
+        if moving && self.options.picks_in(round) && !self.gradient.is_empty() {
             let (nodes, gradient) = (self.open.ranks.clone(), self.gradient.clone());
             return cx.run(ServerJob::Pick { round, nodes, gradient });
         }
@@ -155,10 +161,11 @@ impl Server {
     }
 
     fn asked(&self, node: Node) -> Asked {
-        let Options { perturbations, uplink, head, estimator, .. } = self.options;
+        let Options { perturbations, perturb, uplink, head, estimator, .. } = self.options;
         let backward = estimator == Estimator::Backward;
         Asked {
             perturbations,
+            perturb,
             uplink: if backward { Uplink::Dense } else { uplink },
             moving: self.open.moving,
             exact_head: head == HeadRule::Exact,
@@ -243,6 +250,8 @@ impl Server {
             return self.gone(from, cx);
         }
         let wave = told.wave;
+        self.totals.perturbation_bytes += (4 * told.slopes.len() + told.dense.len()) as u64;
+        self.totals.head_bytes += (told.head.len() + told.moments.len()) as u64;
         self.open.told.insert((from, wave), told);
         if self.options.pacing == Pacing::Fixed && wave == self.options.most_waves {
             cx.finished(from);
@@ -290,7 +299,9 @@ impl Server {
         for (rank, node) in counted {
             let owed = match self.options.pacing {
                 Pacing::Fixed => self.options.most_waves,
-                Pacing::Variance | Pacing::NoiseToSignal => self.owed(rank, step.tier),
+                Pacing::Variance | Pacing::TensorVariance | Pacing::NoiseToSignal => {
+                    self.owed(rank, step.tier)
+                }
             };
             if owed == 0 {
                 continue;
@@ -318,8 +329,10 @@ impl Server {
             ("perturbations_total", self.totals.perturbations as f64),
             ("waves_total", self.totals.waves as f64),
             ("waves_discarded", self.totals.discarded as f64),
-            ("stopped_by_cap", f64::from(u8::from(self.options.pacing != Pacing::Fixed && !enough))),
+            ("perturbation_bytes_up", self.totals.perturbation_bytes as f64),
+            ("head_bytes_up", self.totals.head_bytes as f64),
         ];
+        self.summary.notes.extend(self.options.stop(enough));
         self.summary.figures.extend(figures.map(|(name, figure)| (name.to_owned(), figure)));
         (self.summary.loss, self.summary.examples) = (step.loss, step.examples);
         (self.theta, self.optimizers, self.moments) =
@@ -342,6 +355,10 @@ impl Server {
             ("perturbations", spread.perturbations as f64),
             ("variance", spread.variance),
             ("noise_to_signal", spread.noise_to_signal()),
+            (
+                "tensor_variance",
+                if self.options.checked.is_some() { spread.tensor_variance } else { f64::MAX },
+            ),
         ];
         // Where only one half has anything, or nothing but noise is left, there is no figure.
         let known = figures.into_iter().filter(|(_, figure)| *figure < 1e12);
@@ -398,7 +415,7 @@ impl Side for Server {
         match job {
             ServerJob::Pick { round, nodes, gradient } => {
                 let _held = hold(meter, 8 * bench.scope.moves.len() as u64)?;
-                aggregate::pick(bench, round, &nodes, &gradient).map(ServerDone::Picked)
+                directions::pick(bench, round, &nodes, &gradient).map(ServerDone::Picked)
             }
             ServerJob::Aggregate(job) => aggregate::run(bench, *job, meter).map(ServerDone::Aggregated),
             ServerJob::Evaluate { theta, trained } => {

@@ -94,6 +94,14 @@ impl Split<'_> {
         walk.cost()
     }
 
+    /// The upper half's forward pass and the loss, with the gradient of the head, for which nothing comes
+    /// down.
+    pub fn upper_loss(self) -> Cost {
+        let mut walk = self.walk();
+        walk.upper_loss(self.at);
+        walk.cost()
+    }
+
     /// The upper half's blocks, forward and backward from a gradient of the last hidden states.
     pub fn upper_blocks(self, below: Below) -> Cost {
         let mut walk = self.walk();

@@ -7,6 +7,7 @@ use crate::svg::escape;
 use crate::table::{Table, grouped};
 use base::{SERVER, units};
 use federation::Eval;
+use std::collections::BTreeMap;
 
 type Column = (&'static str, fn(&Point) -> Option<f64>);
 
@@ -74,6 +75,20 @@ pub(super) fn own_figures(run: &Summary) -> String {
         let value = if value.fract() == 0.0 { grouped(*value as u64) } else { format!("{value:.4}") };
         table.row(vec![name.replace('_', " "), value]);
     }
+    html(&table)
+}
+
+/// What the method said of its rounds in words, and of how many.
+pub(super) fn said(run: &Summary) -> String {
+    let mut said: BTreeMap<&str, u64> = BTreeMap::new();
+    for note in run.curve.iter().flat_map(|point| &point.notes) {
+        *said.entry(note).or_default() += 1;
+    }
+    if said.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(1, ["the method said", "of rounds"]);
+    said.iter().for_each(|(note, rounds)| table.row(vec![(*note).to_owned(), grouped(*rounds)]));
     html(&table)
 }
 

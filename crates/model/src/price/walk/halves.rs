@@ -58,6 +58,12 @@ impl Walk<'_> {
         }
     }
 
+    /// The same, and the loss with the head's gradient alone.
+    pub fn upper_loss(&mut self, cut: usize) {
+        self.upper_inference(cut);
+        self.head_loss_and_gradient(false);
+    }
+
     /// The blocks from `cut` on, forward, and backward from a gradient of their output; with `below`
     /// down to the activations at the cut.
     pub fn upper_blocks(&mut self, cut: usize, activations: Activations, below: bool) {
