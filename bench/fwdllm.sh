@@ -1,0 +1,46 @@
+#!/bin/sh
+# Training by forward passes on real data, and what it is compared with; summaries are kept under
+# bench/results/fwdllm/.
+#   bench/fwdllm.sh [NAME...]       only these runs
+set -e
+bin=${UNDERTONE:-target/release/undertone}
+out=bench/results/fwdllm
+scratch=${SCRATCH:-$(mktemp -d)}
+mkdir -p $out "$scratch"
+wanted=$*
+
+# NAME SCENARIO [--set KEY=VALUE...]
+run() {
+    name=$1 scenario=scenarios/$2.toml
+    shift 2
+    case " $wanted " in *" $name "* | "  ") ;; *) return 0 ;; esac
+    rm -rf "${scratch:?}/$name" "$scratch/$name.partial"
+    $bin sim "$scenario" --threads 1 --out "$scratch/$name" --set "run.name=$name" "$@"
+    cp "$scratch/$name/summary.json" $out/$name.json
+}
+
+# LoRA-XS behind a head that learns from its exact gradient; the head alone is the control.
+for seed in 7 8 9; do
+    run emotion-$seed emotion-fwdllm --set run.seed=$seed
+    run emotion-frozen-$seed emotion-fwdllm --set run.seed=$seed --set method.head_rounds=1100
+done
+# The same passes with a direction for a whole batch; the same perturbations with eight of them a batch.
+run emotion-batch-1 emotion-fwdllm --set method.perturb=batch
+run emotion-batch-8 emotion-fwdllm --set method.perturb=batch --set method.perturbations=8
+# The same trainables and batches by backpropagation.
+run emotion-backward emotion-fwdllm --set 'method={name="fedsgd"}' \
+    --set 'fleet.profiles={"pixel-7-pro"=1}'
+
+# A head of 1,540 parameters: 20,000 perturbations, by the paper's devices and data.
+head='--set method.head=perturbed --set cohort.fraction-train=0.1 --set run.num-server-rounds=20'
+dirichlet='--set data.partition={kind="dirichlet",alpha=1.0,min_rows=8}'
+run agnews-head agnews-fwdllm $head
+run agnews-head-dirichlet agnews-fwdllm $head $dirichlet
+run agnews-closed-form agnews-fwdllm
+run agnews-closed-form-dirichlet agnews-fwdllm $dirichlet
+# The same phones with their CPU, and by backpropagation.
+run agnews-head-cpu agnews-fwdllm $head --set 'fleet.profiles={"pixel-7-pro-forward-cpu"=1}'
+run agnews-fedsgd agnews-fwdllm --set cohort.fraction-train=0.1 --set run.num-server-rounds=20 \
+    --set 'method={name="fedsgd"}'
+run agnews-fedavg agnews-fwdllm --set cohort.fraction-train=0.1 --set run.num-server-rounds=20 \
+    --set 'method={name="fedavg-lora"}' --set train.local_epochs=1
