@@ -151,6 +151,30 @@ fn runs_are_numbered_and_progress_is_json_where_asked() {
 }
 
 /// The demo as it is, but for its length.
+/// Whatever the scenario trains with, and on which devices.
+#[test]
+fn a_profile_compares_every_kind_of_adapter_and_recommends_one() {
+    let scratch = Scratch::tiny();
+    let options = ["profile", "tiny.toml", "--rows", "16", "--perturbations", "64"];
+    let output = scratch
+        .undertone(&options)
+        .args(["--set", "method={name=\"fwdllm\",head=\"exact\"}"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    let row = |kind: &str| -> Vec<String> {
+        let line = text.lines().find(|line| line.trim_start().starts_with(kind)).expect(kind);
+        line.split_whitespace().map(str::to_owned).collect()
+    };
+    for kind in ["head ", "bitfit", "lora ", "lora-xs", "bottleneck"] {
+        let row = row(kind);
+        let [parameters, cosine] = [1, 3].map(|column| row[column].parse::<f64>().unwrap());
+        assert!(parameters > 0.0 && cosine > 0.0 && cosine < 1.0, "{row:?}");
+    }
+    assert!(text.contains("best cosine (FwdLLM's choice): "), "{text}");
+}
+
 #[test]
 fn the_demo_runs_every_method_on_what_the_program_carries() {
     let scratch = Scratch::new();
