@@ -3,7 +3,7 @@
 
 use base::{Blob, Node, SERVER, Seed};
 use data::{Encoded, Target};
-use federation::{CohortConfig, Fact, Member, Plan, Record, Status, Summary};
+use federation::{Acceptance, CohortConfig, Fact, Member, Plan, Record, Status, Summary};
 use model::{Model, PeftConfig, PeftKind, Pooling, Source, Task};
 use sim::{FaultsConfig, Output, SimConfig};
 use std::path::Path;
@@ -89,10 +89,23 @@ fn run(
     rounds: u32,
     faults: FaultsConfig,
 ) -> Result<Run, SetupError> {
+    run_on((1..=DEVICES).map(|i| member(Node(i))).collect(), method, options, work, rounds, faults, None)
+}
+
+/// A run on these devices; where there is an earlier one, accepting whom that accepted.
+fn run_on(
+    devices: Vec<Member>,
+    method: &str,
+    options: &str,
+    work: &Workload,
+    rounds: u32,
+    faults: FaultsConfig,
+    replay: Option<Acceptance>,
+) -> Result<Run, SetupError> {
     let setup = Setup {
         server: member(SERVER),
-        devices: (1..=DEVICES).map(|i| member(Node(i))).collect(),
-        plan: Plan { rounds, cohort: CohortConfig::default(), devices_expected: DEVICES, replay: None },
+        devices,
+        plan: Plan { rounds, cohort: CohortConfig::default(), devices_expected: DEVICES, replay },
         seed: Seed(11),
         options: options.parse().unwrap(),
         work: Some(work.clone()),
@@ -207,6 +220,31 @@ fn running_ahead_and_kills_change_nothing_but_the_clock() {
     let stormy = run("fwdllm", &format!("{paced}run_ahead = true"), &work, ROUNDS, faults).unwrap();
     assert!(stormy.records.iter().any(|record| matches!(record.fact, Fact::Killed { .. })));
     assert_eq!(waiting.theta, stormy.theta);
+}
+
+/// Who is lost while a round collects perturbations takes what it told with it; the round is then what it
+/// would have been without it.
+#[test]
+fn a_paced_run_that_lost_devices_is_replayed_from_whom_it_counted() {
+    let work = workload(PeftKind::Lora);
+    let paced = "pacing = \"noise-to-signal\"\nthreshold = 30.0\nmost_waves = 6\nfirst_devices = 0.5\nrun_ahead = true";
+    let whole: Vec<Member> = (1..=DEVICES).map(|i| member(Node(i))).collect();
+    // Short batches fit these two, and not all of theirs are short.
+    let small = |member: &Member| match member.node.0 {
+        2 | 5 => Member { memory_bytes: 93_000, ..member.clone() },
+        _ => member.clone(),
+    };
+    let run = |devices: Vec<Member>, accepted| {
+        run_on(devices, "fwdllm", paced, &work, 2 * ROUNDS, FaultsConfig::default(), accepted).unwrap()
+    };
+    let stormy = run(whole.iter().map(small).collect(), None);
+    let refused = |record: &&Record| matches!(&record.fact, Fact::Lost { device: Node(2 | 5), reason, .. } if reason.contains("memory"));
+    let counted = |record: &&Record| matches!(record.fact, Fact::Counted { device: Node(2 | 5), .. });
+    let times = |of: &dyn Fn(&&Record) -> bool| stormy.records.iter().filter(of).count();
+    assert!(times(&refused) > 0 && times(&counted) > 0, "{} and {}", times(&refused), times(&counted));
+    let accepted = Acceptance::from_records(&stormy.records);
+    assert_eq!(stormy.theta, run(whole.clone(), Some(accepted)).theta);
+    assert_ne!(stormy.theta, run(whole, None).theta);
 }
 
 #[test]

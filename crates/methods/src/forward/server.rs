@@ -320,10 +320,8 @@ impl Server {
         self.totals.perturbations += step.spread.perturbations;
         self.note(step.spread);
         let enough = step.spread.perturbations > 0 && step.tier < self.options.most_waves;
-        let rounds = f64::from(self.open.round);
         let figures = [
             ("learning_rate", step.learning_rate),
-            ("steps", rounds),
             ("devices", f64::from(devices)),
             ("waves", f64::from(step.tier.max(1))),
             ("perturbations_total", self.totals.perturbations as f64),
