@@ -1,6 +1,6 @@
 #!/bin/sh
 # A model in two parts on real data: emotion on six unequal devices, with the baselines, with smaller traffic,
-# and with what a device's own blocks do. Summaries are kept under bench/results/split/; a run whose summary
+# and with what a device's own blocks do, three rounds each. Summaries are kept under bench/results/split/; a run whose summary
 # is there is not run again, and one that was interrupted goes on from its last round.
 #   bench/split.sh [NAME...]       only these runs
 set -e
@@ -20,7 +20,8 @@ run() {
         $bin resume "$dir.partial" --threads 1
     elif [ ! -e "$dir/report.html" ]; then
         rm -rf "$dir.partial"
-        $bin sim scenarios/emotion-split-lora.toml --threads 1 --out "$dir" --set "run.name=$name" "$@"
+        $bin sim scenarios/emotion-split-lora.toml --threads 1 --out "$dir" \
+            --set "run.name=$name" --set run.num-server-rounds=3 "$@"
     fi
     cp "$dir/summary.json" $out/$name.json
 }
