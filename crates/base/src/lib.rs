@@ -1,9 +1,10 @@
 //! What every other crate is built from: time, identity, seeds, units, the memory meter and the
-//! bounded codec. Nothing here reads a clock, a file or an environment variable.
+//! bounded codec. Nothing here reads a clock, a setting or an environment variable.
 
 mod codec;
 mod cost;
 mod draws;
+pub mod files;
 mod meter;
 mod seed;
 mod time;

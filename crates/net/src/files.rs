@@ -1,8 +1,7 @@
 //! Files that are whole or not there, whatever happens while they are written.
 
 use crate::StoreError;
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::fs::{self, OpenOptions};
 use std::path::Path;
 
 /// Write a file under another name, make it last, and rename it into place.
@@ -19,24 +18,12 @@ pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
 }
 
 fn place(path: &Path, bytes: &[u8], options: &mut OpenOptions) -> Result<(), StoreError> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let fresh = path.with_file_name(format!("{name}.new"));
-    // A leftover of a killed process may have other permissions.
-    let _ = fs::remove_file(&fresh);
-    let written = options.write(true).create_new(true).open(&fresh).and_then(|mut file| {
-        file.write_all(bytes)?;
-        file.sync_all()
-    });
-    written.map_err(StoreError::io(&fresh))?;
-    fs::rename(&fresh, path).map_err(StoreError::io(path))?;
-    sync_folder_of(path)
+    base::files::place(path, bytes, options).map_err(StoreError::io(path))
 }
 
 /// A new name in a folder lasts only once the folder is synced.
 pub fn sync_folder_of(path: &Path) -> Result<(), StoreError> {
-    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new("."));
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(StoreError::io(folder))
+    base::files::sync_folder_of(path).map_err(StoreError::io(path))
 }
 
 /// Make a folder that nobody else on this machine may look into.

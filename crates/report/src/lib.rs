@@ -6,7 +6,6 @@
 
 mod comparison;
 mod diff;
-mod file;
 mod fold;
 pub mod html;
 mod jsonl;
@@ -19,9 +18,9 @@ mod table;
 mod timeline;
 mod trouble;
 
+pub use base::files::write_atomically;
 pub use comparison::comparison_table;
 pub use diff::{Difference, Divergence, diff_summaries, diff_traces};
-pub use file::write_atomically;
 pub use fold::{Fold, OpenRound, Point, Totals};
 pub use jsonl::{Torn, TraceError, TraceReader, TraceWriter};
 pub use live::{Format, Live, Style};

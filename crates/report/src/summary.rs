@@ -1,10 +1,10 @@
 //! `summary.json`: a run as a few figures, for people and programs.
 
-use crate::file::write_atomically;
 use crate::fold::{Fold, Point, Totals};
 use crate::run_info::{Clock, RunInfo};
 use crate::trouble::Trouble;
 use base::Time;
+use base::files::write_atomically;
 use federation::{Eval, Status};
 use serde::ser::Error as _;
 use serde::{Deserialize, Serialize, Serializer};

@@ -1,12 +1,15 @@
 //! The activation cache: what devices sent, kept so that no device has to run again.
 //!
 //! A device's rows lie in chunks as they were sent. Rows of a chunk are of one length, so any of them
-//! is read alone and memory is that of a batch however much is kept. On disk a chunk is a file, written
-//! whole or not at all, under the device's own directory: listing a device and erasing it are directory
-//! operations, and a server process that is killed finds everything it had acknowledged. (Files are not
-//! synced: a machine that loses power may lose its last seconds.)
+//! is read alone and memory is that of a batch however much is kept. On disk a chunk is a file under the
+//! device's own directory: listing a device and erasing it are directory operations.
+//!
+//! A chunk is synced, with its name and the names of the directories above it, before [`Cache::put`] returns, and
+//! only then does the server half count it as stored. Until then the message it came in is in the server's
+//! journal, which is synced before the device is told that it arrived. So what was acknowledged is there after a
+//! kill and after a power failure, and a chunk that was not finished is a draft, which nobody reads.
 
-use base::Node;
+use base::{Node, files};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -66,7 +69,7 @@ impl Cache {
         let _ = self.directory.set(directory.to_owned());
     }
 
-    /// Keep a chunk. Doing it again changes nothing.
+    /// Keep a chunk: when this returns it outlives a power failure. Doing it again changes nothing.
     pub fn put(&self, chunk: Chunk, bytes: &[u8]) -> io::Result<()> {
         let Some(path) = self.path(chunk) else {
             self.memory().insert(chunk, bytes.to_vec());
@@ -74,9 +77,9 @@ impl Cache {
         };
         let parent = path.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(parent)?;
-        let fresh = path.with_extension(format!("{}.tmp", chunk.part.suffix()));
-        fs::write(&fresh, bytes)?;
-        fs::rename(&fresh, &path)
+        files::write_atomically(&path, bytes)?;
+        // The device's directory, and the cache's own.
+        parent.ancestors().take(2).try_for_each(files::sync_folder_of)
     }
 
     /// The length of a chunk; `None` when it is not kept, or kept no more.
@@ -111,7 +114,7 @@ impl Cache {
                 continue;
             };
             for file in entries(&device.path())? {
-                if file.path().extension().is_none_or(|extension| extension != "tmp") {
+                if file.path().extension().is_none_or(|extension| extension != files::DRAFT) {
                     count(Node(node), file.metadata()?.len());
                 }
             }
@@ -210,7 +213,8 @@ mod tests {
             }
             cache.put(chunk(20, 0, Part::Differences), &[1, 2, 3, 4]).unwrap();
         }
-        fs::write(directory.join("1/9.taps.tmp"), "torn").unwrap();
+        // A server that lost its power while it wrote: nobody was told that this chunk is there.
+        fs::write(directory.join("1/9.taps.new"), "to").unwrap();
         for cache in [&on_disk, &Cache::at(&directory)] {
             let kept = cache.list().unwrap();
             assert_eq!(kept[&Node(1)], Kept { chunks: 2, bytes: 24 });
@@ -220,7 +224,10 @@ mod tests {
             assert_eq!(row, [3, 4]);
             assert!(reader.read(chunk(20, 0, Part::Differences), 2, &mut row).is_err());
             assert!(reader.read(chunk(2, 0, Part::Taps), 0, &mut row).is_err());
+            assert_eq!(cache.len(chunk(1, 9, Part::Taps)), None);
         }
+        on_disk.put(chunk(1, 9, Part::Taps), &[9; 12]).unwrap();
+        assert_eq!(Cache::at(&directory).whole(chunk(1, 9, Part::Taps)).unwrap(), [9; 12]);
         on_disk.erase(Node(20)).unwrap();
         on_disk.erase(Node(20)).unwrap();
         assert_eq!(on_disk.list().unwrap().keys().collect::<Vec<_>>(), [&Node(1)]);
