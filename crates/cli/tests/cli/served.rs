@@ -11,10 +11,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Devices of `tiny.toml`.
-const DEVICES: u32 = 6;
+pub const DEVICES: u32 = 6;
 
 /// A process that does not outlive the test.
-struct Process(Child);
+pub struct Process(Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -36,7 +36,7 @@ impl Process {
     }
 
     /// The exit code, within two minutes.
-    fn end(&mut self) -> Option<i32> {
+    pub fn end(&mut self) -> Option<i32> {
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(120) {
             if let Some(status) = self.0.try_wait().unwrap() {
@@ -54,17 +54,20 @@ impl Process {
 }
 
 /// A served run of `tiny.toml`.
-struct Served<'a> {
+pub struct Served<'a> {
     scratch: &'a Scratch,
     name: String,
     sets: Vec<&'a str>,
     port: u16,
+    /// The directory of each device's model.
+    pub models: [&'static str; DEVICES as usize],
 }
 
 impl<'a> Served<'a> {
-    fn new(scratch: &'a Scratch, name: &str, sets: &[&'a str]) -> Served<'a> {
+    pub fn new(scratch: &'a Scratch, name: &str, sets: &[&'a str]) -> Served<'a> {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let served = Served { scratch, name: name.to_owned(), sets: sets.to_vec(), port };
+        let models = ["model"; DEVICES as usize];
+        let served = Served { scratch, name: name.to_owned(), sets: sets.to_vec(), port, models };
         let out = format!("{name}-shards");
         scratch.undertone(&served.with_sets(&["partition", "tiny.toml", "--out", &out])).assert().success();
         served
@@ -74,7 +77,7 @@ impl<'a> Served<'a> {
         arguments.iter().copied().chain(self.sets.iter().flat_map(|set| ["--set", *set])).collect()
     }
 
-    fn server(&self) -> Process {
+    pub fn server(&self) -> Process {
         let (listen, out) = (format!("127.0.0.1:{}", self.port), format!("{}-run", self.name));
         let state = format!("{}-shards/server", self.name);
         let arguments =
@@ -82,11 +85,12 @@ impl<'a> Served<'a> {
         Process::start(self.scratch, &format!("{}-server", self.name), &self.with_sets(&arguments))
     }
 
-    fn device(&self, node: u32, more: &[&str]) -> Process {
+    pub fn device(&self, node: u32, more: &[&str]) -> Process {
         let (url, folder) =
             (format!("https://127.0.0.1:{}", self.port), format!("{}-shards/device-{node}", self.name));
         let [token, data, state] = ["token", "data.jsonl", "state"].map(|file| format!("{folder}/{file}"));
-        let mut arguments = vec!["join", &url, "--token", &token, "--model", "model", "--state", &state];
+        let model = self.models[node as usize - 1];
+        let mut arguments = vec!["join", &url, "--token", &token, "--model", model, "--state", &state];
         if self.scratch.path().join(&data).exists() {
             arguments.extend(["--data", &data]);
         }
@@ -94,31 +98,31 @@ impl<'a> Served<'a> {
         Process::start(self.scratch, &format!("{}-device-{node}", self.name), &arguments)
     }
 
-    fn devices(&self) -> Vec<Process> {
+    pub fn devices(&self) -> Vec<Process> {
         let there =
             |node: &u32| self.scratch.path().join(format!("{}-shards/device-{node}", self.name)).exists();
         (1..=DEVICES).filter(there).map(|node| self.device(node, &[])).collect()
     }
 
-    fn run(&self) -> std::path::PathBuf {
+    pub fn run(&self) -> std::path::PathBuf {
         self.scratch.path().join(format!("{}-run", self.name))
     }
 
-    fn log(&self, who: &str) -> String {
+    pub fn log(&self, who: &str) -> String {
         let read =
             |ending| fs::read_to_string(self.scratch.path().join(format!("{}-{who}.{ending}", self.name)));
         format!("{}{}", read("out").unwrap_or_default(), read("err").unwrap_or_default())
     }
 
     /// The weights of the same scenario in the simulator.
-    fn simulated(&self) -> serde_json::Value {
+    pub fn simulated(&self) -> serde_json::Value {
         let out = format!("{}-sim", self.name);
         self.scratch.undertone(&self.with_sets(&["sim", "tiny.toml", "--out", &out])).assert().success();
         summary(&self.scratch.path().join(out))["weights_hash"].clone()
     }
 }
 
-fn weights(run: &Path) -> serde_json::Value {
+pub fn weights(run: &Path) -> serde_json::Value {
     summary(run)["weights_hash"].clone()
 }
 
@@ -137,30 +141,28 @@ fn every_method_ends_in_the_simulator_s_weights_over_the_network() {
     }
 }
 
+/// A server that holds no rows: of these methods it needs nothing that it could know from them.
 #[test]
 fn a_server_needs_no_training_rows() {
     let scratch = Scratch::tiny();
-    for entry in METHODS.iter().filter(|entry| entry.name == "fedavg-lora") {
-        let (name, method) = (format!("own-{}", entry.name), format!("method.name={}", entry.name));
-        let served = Served::new(&scratch, &name, &[&method]);
-        let simulated = (entry.name == "fedavg-lora").then(|| served.simulated());
+    for name in ["fedavg-lora", "side-tuning", "mobillm"] {
+        let method = format!("method.name={name}");
+        let served = Served::new(&scratch, &format!("own-{name}"), &[&method]);
+        let simulated = served.simulated();
         let (rows, away) = (scratch.path().join("train.jsonl"), scratch.path().join("away.jsonl"));
         fs::rename(&rows, &away).unwrap();
         let (mut server, mut devices) = (served.server(), served.devices());
-        assert_eq!(server.end(), Some(0), "{}: {}", entry.name, served.log("server"));
+        assert_eq!(server.end(), Some(0), "{name}: {}", served.log("server"));
         fs::rename(&away, &rows).unwrap();
-        assert!(simulated.is_none_or(|simulated| simulated == weights(&served.run())), "{}", entry.name);
+        assert_eq!(weights(&served.run()), simulated, "{name}");
         for device in &mut devices {
-            assert_eq!(device.end(), Some(0), "{}", entry.name);
+            assert_eq!(device.end(), Some(0), "{name}");
         }
     }
 }
 
-#[test]
-fn kills_of_server_and_devices_change_the_clock_only() {
-    let scratch = Scratch::tiny();
-    let served =
-        Served::new(&scratch, "killed", &["run.num-server-rounds=60", "cohort.fraction-train=1.0"]);
+/// Kill the server and its devices now and then, and start them again, until the run ends.
+fn kill_now_and_then(served: &Served) {
     let (mut server, mut devices) = (served.server(), served.devices());
     let mut draw = base::Seed(5).stream();
     for _ in 0..20 {
@@ -175,7 +177,39 @@ fn kills_of_server_and_devices_change_the_clock_only() {
         }
     }
     assert_eq!(server.end(), Some(0), "{}", served.log("server"));
+}
+
+#[test]
+fn kills_of_server_and_devices_change_the_clock_only() {
+    let scratch = Scratch::tiny();
+    let served =
+        Served::new(&scratch, "killed", &["run.num-server-rounds=60", "cohort.fraction-train=1.0"]);
+    kill_now_and_then(&served);
     assert_eq!(weights(&served.run()), served.simulated());
+}
+
+#[test]
+fn no_acknowledged_sample_is_lost_by_kills() {
+    let scratch = Scratch::tiny();
+    // A row at a time, and a device or two a round: most of the run somebody is sending.
+    let served = Served::new(
+        &scratch,
+        "sampled",
+        &[
+            "method={ name = \"side-tuning\", chunk_rows = 1, epochs = 1 }",
+            "run.num-server-rounds=40",
+            "cohort.fraction-train=0.2",
+        ],
+    );
+    kill_now_and_then(&served);
+    assert_eq!(weights(&served.run()), served.simulated());
+    let kept = |run: &str| {
+        let listed = scratch.undertone(&["cache", run]).output().unwrap();
+        String::from_utf8(listed.stdout).unwrap()
+    };
+    let (found, expected) = (kept("sampled-shards/server"), kept("sampled-sim"));
+    assert_eq!(found, expected);
+    assert_eq!(found.lines().count(), 1 + DEVICES as usize, "{found}");
 }
 
 #[test]

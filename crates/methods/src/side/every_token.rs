@@ -9,7 +9,7 @@ use crate::{Saver, Setup, SetupError};
 use base::{Blob, Cost, Meter};
 use federation::{Eval, Fault};
 use model::optim::{Optimizer, clip_norm};
-use model::side::{AddedTo, Form, Pivot, Reads, SideCard, SideNetwork, save, tap};
+use model::side::{AddedTo, Form, Pivot, Reads, SideCard, SideNetwork, Width, save, tap};
 use model::{LoadError, Model, Pooling, Targets, Task, price};
 use ops::{Mat, Workspace, loss};
 use serde::{Deserialize, Serialize};
@@ -89,9 +89,10 @@ impl EveryToken {
             return Err(SetupError("it trains classifiers: set model.task = \"classification\"".into()));
         };
         let layers = tapped(options.layers.as_deref(), options.blocks, spec.layers)?;
-        let network = network(options.form, layers.len(), spec.width, classes)?;
+        let network = network(options.form, layers.len(), (spec.width, vec![Width::Own]), classes)?;
+        // A server that holds no rows knows of none how long it is.
         let most = |rows: &[data::Encoded], batch: usize| {
-            batch * rows.iter().map(|row| row.ids.len()).max().unwrap_or(1)
+            batch * rows.iter().map(|row| row.ids.len()).max().unwrap_or(spec.max_positions)
         };
         let longest = (
             most(&lab.work.train, recipe.per_device_train_batch_size.get()),
@@ -281,7 +282,7 @@ impl EveryToken {
     pub fn saver(&self) -> Saver {
         let card = SideCard {
             network: self.network.config().clone(),
-            layers: self.layers.clone(),
+            layers: vec![self.layers.clone()],
             reads: Reads::EveryToken,
             added_to: AddedTo::Logits,
             labels: Vec::new(),
