@@ -2,7 +2,7 @@
 
 use crate::errors::{Exit, Failure, context};
 use crate::prepare::Prepared;
-use crate::scenario::{BUILTIN, Scenario};
+use crate::scenario::{BUILTIN, ModelConfig, Scenario};
 use crate::settings::Settings;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -15,8 +15,8 @@ pub struct Brief {
     pub scenario: String,
     /// Class names; empty for a language model, and where nothing is trained.
     pub labels: Vec<String>,
-    /// The model's files with the BLAKE3 of each; absent where nothing is trained.
-    pub model: Option<Print>,
+    /// The files of every model that devices have, with the BLAKE3 of each; empty where nothing is trained.
+    pub models: Vec<Print>,
 }
 
 /// A model, as far as two machines must agree on it.
@@ -25,10 +25,11 @@ pub type Print = BTreeMap<String, String>;
 impl Brief {
     pub fn of(prepared: &Prepared) -> Result<Brief, Failure> {
         let model = prepared.scenario.model.as_ref().filter(|_| prepared.material.is_some());
+        let models = model.map(ModelConfig::all).unwrap_or_default();
         Ok(Brief {
             scenario: prepared.scenario.to_toml(),
             labels: prepared.material.as_ref().map(|material| material.labels.clone()).unwrap_or_default(),
-            model: model.map(|model| print_of(&model.path)).transpose()?,
+            models: models.iter().map(|model| print_of(&model.path)).collect::<Result<_, _>>()?,
         })
     }
 
@@ -42,9 +43,9 @@ impl Brief {
         Ok((brief, scenario))
     }
 
-    /// An error unless this machine's model at `path` is the server's.
-    pub fn check_model(&self, path: &str) -> Result<(), Failure> {
-        let Some(theirs) = &self.model else { return Ok(()) };
+    /// An error unless this machine's model at `path` is that one of the server's.
+    pub fn check_model(&self, number: usize, path: &str) -> Result<(), Failure> {
+        let Some(theirs) = self.models.get(number) else { return Ok(()) };
         let ours = print_of(path)?;
         if ours == *theirs {
             return Ok(());

@@ -71,14 +71,24 @@ pub struct Beside {
     pub card: SideCard,
     pub network: SideNetwork,
     pub theta: Vec<f32>,
+    /// Which of its backbones it stands beside.
+    pub backbone: usize,
+}
+
+impl Beside {
+    /// The layers of the backbone that it reads.
+    pub fn layers(&self) -> &[usize] {
+        &self.card.layers[self.backbone]
+    }
 }
 
 impl Tuned {
-    pub fn open(dir: &Path) -> Result<Tuned, Failure> {
+    /// The model as devices of a class have it; without one, as most have it.
+    pub fn open(dir: &Path, class: Option<&str>) -> Result<Tuned, Failure> {
         let dir = run_dir::existing(dir)?;
         let (scenario, _) = Scenario::read(&dir.join(run_dir::SCENARIO), &[])?;
         if dir.join(side::CONFIG_FILE).is_file() {
-            return Tuned::beside(dir, &scenario);
+            return Tuned::beside(dir, &scenario, class);
         }
         let path = dir.join(run_dir::ADAPTER);
         let (Some(config), true) = (scenario.model, path.is_dir()) else {
@@ -94,16 +104,23 @@ impl Tuned {
     }
 
     /// A backbone as it was, and the side network that the run trained.
-    fn beside(dir: &Path, scenario: &Scenario) -> Result<Tuned, Failure> {
+    fn beside(dir: &Path, scenario: &Scenario, class: Option<&str>) -> Result<Tuned, Failure> {
         let failed = |error| Failure::new(Exit::Model, error);
         let (card, network, theta) = side::load(dir).map_err(failed)?;
         let Some(config) = scenario.model.clone() else {
             return Err(Failure::new(Exit::Model, format!("{} names no model", dir.display())));
         };
+        let backbone = class.map_or(0, |class| config.number(class));
+        let config = config.all().swap_remove(backbone);
+        if backbone >= card.layers.len() {
+            let what = format!("the side network in {} does not know {}", dir.display(), config.path);
+            return Err(Failure::new(Exit::Model, what));
+        }
         let labels = card.labels.clone();
         let frozen = PeftConfig::new(PeftKind::None);
         let loaded = load(&config.path, &task(&config, &labels)?, &frozen, Seed(scenario.run.seed))?;
         let initial = loaded.initial.clone();
-        Ok(Tuned { config, labels, loaded, theta: initial, side: Some(Beside { card, network, theta }) })
+        let side = Some(Beside { card, network, theta, backbone });
+        Ok(Tuned { config, labels, loaded, theta: initial, side })
     }
 }

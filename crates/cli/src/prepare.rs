@@ -9,11 +9,11 @@ use crate::scenario::{BUILTIN, DataConfig, ModelConfig, Scenario, TaskKind};
 use base::{Blob, Node, Seed, units};
 use data::{Columns, Dataset, Encoded, Holdings, PartitionConfig, Tokenizer};
 use federation::{Acceptance, Member, Plan};
-use methods::{Assembly, Keep, Quote, Setup, Workload};
+use methods::{Assembly, Keep, OtherBackbone, Quote, Setup, Workload};
 use model::{Model, PeftConfig, Task};
 use report::{Clock, DeviceClass, Resident, RunInfo};
 use sim::{Availability, SimConfig};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -157,43 +157,60 @@ fn material(
         return Err(Failure::new(Exit::Usage, "[model], [data] or [peft] is missing"));
     };
     let Rows { train, test, dealt } = rows(holder, data_config, devices.len(), seed)?;
-    let task = task(model_config, &train.labels)?;
-    let loaded = load(&model_config.path, &task, peft, seed)?;
-    loaded.check_length(model_config)?;
-
-    let encode = |rows: &Dataset, which: &[u32]| {
+    let mut backbones = Vec::new();
+    for config in model_config.all() {
+        let loaded = load(&config.path, &task(&config, &train.labels)?, peft, seed)?;
+        loaded.check_length(&config)?;
+        backbones.push(loaded);
+    }
+    let encode = |number: usize, rows: &Dataset, which: &[u32]| {
         let (length, long) = (model_config.max_seq_length, data_config.long_rows);
-        loaded
+        backbones[number]
             .tokenizer
             .encode_rows(rows, which, length, long)
             .map_err(|error| Failure::new(Exit::Data, error).at(rows.path.display()))
     };
     let (mut sequences, mut shards) = (Vec::new(), Vec::new());
+    let mut nodes = vec![BTreeSet::new(); backbones.len()];
     for (member, rows) in devices.iter_mut().zip(&dealt) {
-        let first = sequences.len() as u32;
-        sequences.extend(encode(&train, rows)?);
+        let (first, number) = (sequences.len() as u32, model_config.number(&member.class));
+        sequences.extend(encode(number, &train, rows)?);
         shards.push((first..sequences.len() as u32).collect());
         member.examples = u64::from(sequences.len() as u32 - first);
+        nodes[number].insert(member.node);
     }
-    let (mut tests, mut owners) = (Vec::<Encoded>::new(), Vec::new());
     let natural = matches!(data_config.partition, PartitionConfig::Natural { .. });
     let class_of = if natural { class_of_authors(&train, &dealt, devices) } else { BTreeMap::new() };
-    for (owner, rows) in owned(&test, &class_of) {
-        tests.extend(encode(&test, &rows)?);
-        owners.resize(tests.len(), owner);
+    let owned = owned(&test, &class_of);
+    let mut owners = Vec::new();
+    let mut tests: Vec<Vec<Encoded>> = vec![Vec::new(); backbones.len()];
+    for (owner, rows) in owned {
+        for (number, tests) in tests.iter_mut().enumerate() {
+            tests.extend(encode(number, &test, &rows)?);
+        }
+        owners.resize(tests[0].len(), owner);
     }
     if owners.iter().all(Option::is_none) {
         owners.clear();
     }
+    let mut all =
+        backbones.into_iter().zip(tests).zip(nodes).map(|((loaded, test), nodes)| OtherBackbone {
+            model: Arc::new(loaded.model),
+            initial: Blob::from_f32(&loaded.initial),
+            test: test.into(),
+            nodes,
+        });
+    let OtherBackbone { model, initial, test, .. } = all.next().expect("[model] names one at least");
     let work = Workload {
-        model: Arc::new(loaded.model),
-        initial: Blob::from_f32(&loaded.initial),
+        model,
+        initial,
         train: sequences.into(),
         shards: shards.into(),
-        test: tests.into(),
+        test,
         owners: owners.into(),
         recipe: scenario.train.clone(),
         threads,
+        others: all.collect(),
     };
     Ok(Material { work, holdings: Holdings::count(&train, &dealt), labels: train.labels })
 }
@@ -377,7 +394,7 @@ impl Prepared {
         RunInfo {
             run,
             method: method.name.clone(),
-            model: model.as_ref().map_or_else(none, |model| last_name(&model.path)),
+            model: model.as_ref().map_or_else(none, names),
             dataset: data.as_ref().map_or_else(none, |data| dataset_name(&data.train)),
             seed: config.seed,
             rounds: config.num_server_rounds,
@@ -435,6 +452,11 @@ pub fn need(quote: &Quote) -> u64 {
 /// Whether a device's memory holds its work.
 pub fn fits(member: &Member, quote: &Quote) -> bool {
     need(quote) <= member.memory_bytes
+}
+
+/// The models that devices have.
+fn names(config: &ModelConfig) -> String {
+    config.all().iter().map(|model| last_name(&model.path)).collect::<Vec<_>>().join(" and ")
 }
 
 fn last_name(path: &str) -> String {

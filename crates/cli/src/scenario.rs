@@ -5,11 +5,12 @@
 use crate::errors::Failure;
 use crate::settings::{Settings, nearest};
 use data::{Columns, LongRows, PartitionConfig};
-use federation::CohortConfig;
+use federation::{CohortConfig, Member};
 use methods::{Entry, METHODS, TrainConfig};
 use model::{PeftConfig, Pooling};
 use serde::{Deserialize, Serialize};
 use sim::{FaultsConfig, FleetConfig, WeatherConfig};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// The `path`, `train` or `test` that means what the program carries in itself.
@@ -78,6 +79,51 @@ pub struct ModelConfig {
     /// The longest sequence, in tokens.
     #[serde(default = "default_length")]
     pub max_seq_length: usize,
+    /// Devices of these classes have another model. For side-tuning.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub by_class: BTreeMap<String, OtherModel>,
+}
+
+/// A value of `model.by_class`; what it does not say is as for the others.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OtherModel {
+    pub path: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pooling: Option<Pooling>,
+}
+
+impl ModelConfig {
+    /// Every model that devices have, each once, that of most devices first.
+    pub fn all(&self) -> Vec<ModelConfig> {
+        let mut all = vec![ModelConfig { by_class: BTreeMap::new(), ..self.clone() }];
+        for class in self.by_class.keys() {
+            let model = self.of_class(class);
+            if !all.contains(&model) {
+                all.push(model);
+            }
+        }
+        all
+    }
+
+    /// The model of a class of devices.
+    pub fn of_class(&self, class: &str) -> ModelConfig {
+        let plain = ModelConfig { by_class: BTreeMap::new(), ..self.clone() };
+        match self.by_class.get(class) {
+            None => plain,
+            Some(other) => ModelConfig {
+                path: other.path.clone(),
+                pooling: other.pooling.unwrap_or(self.pooling),
+                ..plain
+            },
+        }
+    }
+
+    /// The number of a class's model among [`ModelConfig::all`].
+    pub fn number(&self, class: &str) -> usize {
+        let model = self.of_class(class);
+        self.all().iter().position(|other| *other == model).unwrap_or(0)
+    }
 }
 
 /// What is learned.
@@ -190,15 +236,14 @@ impl Scenario {
         };
         self.weather.check().map_err(config)?;
         self.faults.check().map_err(config)?;
-        self.fleet.resolve(base::Seed(self.run.seed)).map_err(config)?;
+        let fleet = self.fleet.resolve(base::Seed(self.run.seed)).map_err(config)?;
         self.cohort.validate(self.fleet.devices).map_err(|error| settings.wrong(&["cohort"], error.0))?;
         self.train.check().map_err(|(key, reason)| settings.wrong(&["train", key], reason))?;
-        match &self.model {
-            Some(model) if model.max_seq_length == 0 => {
-                Err(settings.wrong(&["model", "max_seq_length"], "is 0; no token would be left"))
-            }
-            _ => Ok(()),
+        let Some(model) = &self.model else { return Ok(()) };
+        if model.max_seq_length == 0 {
+            return Err(settings.wrong(&["model", "max_seq_length"], "is 0; no token would be left"));
         }
+        check_by_class(model, &fleet.devices, settings)
     }
 
     fn unknown_method(&self, settings: &Settings) -> Failure {
@@ -209,6 +254,21 @@ impl Scenario {
             .wrong(&["method", "name"], format!("cannot be \"{name}\""))
             .help(format!("{near}The methods are {} (`undertone methods`)", known.join(", ")))
     }
+}
+
+/// Every class that is named has devices, and some device has the model that is no class's own.
+fn check_by_class(model: &ModelConfig, devices: &[Member], settings: &Settings) -> Result<(), Failure> {
+    let classes: BTreeSet<&str> = devices.iter().map(|member| member.class.as_str()).collect();
+    let known = || classes.iter().copied().collect::<Vec<_>>().join(", ");
+    if let Some(name) = model.by_class.keys().find(|name| !classes.contains(name.as_str())) {
+        let what = format!("names no class that a device has; they have {}", known());
+        return Err(settings.wrong(&["model", "by_class", name], what));
+    }
+    if !classes.is_empty() && classes.iter().all(|class| model.by_class.contains_key(*class)) {
+        let what = format!("gives every class ({}) a model and leaves none with model.path", known());
+        return Err(settings.wrong(&["model", "by_class"], what));
+    }
+    Ok(())
 }
 
 /// The settings a user gave, one table a line, as a run shows them first.

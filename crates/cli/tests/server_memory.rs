@@ -119,6 +119,7 @@ fn workload(layers: usize, width: usize) -> Workload {
             ..TrainConfig::default()
         },
         threads: 1,
+        others: Arc::default(),
     }
 }
 

@@ -6,6 +6,7 @@ use base::{Blob, Meter, Node, Seed};
 use data::{Encoded, Target};
 use federation::Fault;
 use model::{Model, Targets, Tokens};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// A model, its data and how to train it. Cloning shares everything.
@@ -25,6 +26,19 @@ pub struct Workload {
     pub recipe: TrainConfig,
     /// Threads within a server job; device jobs run beside each other on one each.
     pub threads: usize,
+    /// The backbones of devices that have another than `model`; empty where all share it.
+    pub others: Arc<[OtherBackbone]>,
+}
+
+/// A frozen model that some devices have in place of the workload's own. Their training rows are in its
+/// tokens.
+pub struct OtherBackbone {
+    pub model: Arc<Model>,
+    pub initial: Blob,
+    /// The test rows in its tokens.
+    pub test: Arc<[Encoded]>,
+    /// The devices that have it.
+    pub nodes: BTreeSet<Node>,
 }
 
 /// The bench of training methods.
@@ -49,12 +63,7 @@ impl Lab {
 
     /// Parameters received from elsewhere: the right number of finite values, or a fault that says so.
     pub fn parameters_from(&self, blob: &Blob) -> Result<Vec<f32>, Fault> {
-        let theta = blob.to_f32(self.parameters()).map_err(|error| Fault(error.to_string()))?;
-        if ops::slice::all_finite(&theta) {
-            Ok(theta)
-        } else {
-            Err(Fault("parameters that are not finite".into()))
-        }
+        parameters_of(&self.work.model, blob)
     }
 
     /// What is wrong with the parameters a device gave, if anything. Takes the memory of reading them.
@@ -63,6 +72,16 @@ impl Lab {
             .and_then(|_held| self.parameters_from(theta))
             .err()
             .map(|fault| fault.0)
+    }
+}
+
+/// The trainable parameters of a model: the right number of finite values, or a fault that says so.
+pub fn parameters_of(model: &Model, blob: &Blob) -> Result<Vec<f32>, Fault> {
+    let theta = blob.to_f32(model.layout.total()).map_err(|error| Fault(error.to_string()))?;
+    if ops::slice::all_finite(&theta) {
+        Ok(theta)
+    } else {
+        Err(Fault("parameters that are not finite".into()))
     }
 }
 

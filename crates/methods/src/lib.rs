@@ -24,7 +24,7 @@ mod split_lora;
 mod train;
 
 pub use evaluate::evaluate;
-pub use lab::{Lab, Workload, gather};
+pub use lab::{Lab, OtherBackbone, Workload, gather};
 pub use method::{Assembly, Entry, Keep, Method, Quote, Saver, ServerQuote, Setup, SetupError};
 pub use train::TrainConfig;
 

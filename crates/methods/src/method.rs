@@ -24,6 +24,8 @@ pub trait Method: Sized + Send + Sync + 'static {
     const TRAINS: bool = true;
     /// Whether devices take part at all.
     const FEDERATED: bool = true;
+    /// Whether devices may have different models.
+    const MIXES_BACKBONES: bool = false;
 
     /// The keys of `[method]` beside `name`. Unknown ones are refused by serde.
     type Options: Serialize + DeserializeOwned + Default;
@@ -196,6 +198,10 @@ fn assemble<M: Method>(mut setup: Setup) -> Result<Assembly, SetupError> {
         .clone()
         .try_into()
         .map_err(|error: toml::de::Error| SetupError(error.message().into()))?;
+    if !M::MIXES_BACKBONES && setup.work.as_ref().is_some_and(|work| !work.others.is_empty()) {
+        let reason = "all its devices train one model: model.by_class is for side-tuning";
+        return Err(SetupError(reason.into()));
+    }
     let method = M::new(options, &setup)?;
     let saver = method.saver();
     let quotes = setup.devices.iter().map(|member| method.quote(member.node)).collect();

@@ -18,7 +18,7 @@
 //! ```
 //!
 //! One device is PAE MobiLLM (arXiv 2507.01216); many devices that share the side network are Fed MobiLLM
-//! (arXiv 2508.06765). Taps are the pivot rows of the tapped layers, a difference is the label's one-hot
+//! (arXiv 2508.06765), whose devices may have different backbones (`side/backbone.rs`). Taps are the pivot rows of the tapped layers, a difference is the label's one-hot
 //! vector minus the device's own prediction. After its rows are sent a device has no work but the last
 //! word, however many epochs the server makes of them.
 //!
@@ -43,6 +43,7 @@ impl Method for SideTuning {
     const SOURCE: &'static str = "PAE MobiLLM (arXiv 2507.01216), Fed MobiLLM (arXiv 2508.06765)";
     const DEVICE: &'static str = "frozen forward once per sample; sends pivot activations and differences";
     const SERVER: &'static str = "caches them, trains the side network with no device in the loop";
+    const MIXES_BACKBONES: bool = true;
     type Options = Options;
     type Device = Device;
     type Server = Server;
@@ -65,10 +66,11 @@ impl Method for SideTuning {
             (0..bench.chunks(node)).map(|index| bench.price_of_forward(node, &bench.chunk(node, index)));
         let cost = chunks.fold(Cost::FREE, |sum, chunk| sum + chunk);
         let rows = bench.rows(node);
-        let sent = bench.samples(node) * (bench.shape.tap_bytes() + bench.shape.difference_bytes());
+        let backbone = bench.backbones.of(node);
+        let sent = bench.samples(node) * backbone.shape.sample_bytes();
         Quote {
             cost,
-            resident_bytes: bench.lab.work.model.bytes() + weigh::kept_bytes(bench, &rows),
+            resident_bytes: backbone.model.bytes() + weigh::kept_bytes(bench, &rows),
             up_bytes: sent as u64,
             down_bytes: 8 * u64::from(bench.chunks(node)),
         }

@@ -57,6 +57,7 @@ fn workload() -> Workload {
             ..TrainConfig::default()
         },
         threads: 1,
+        others: Arc::default(),
     }
 }
 

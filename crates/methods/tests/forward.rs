@@ -62,6 +62,7 @@ fn workload(kind: PeftKind) -> Workload {
         owners: Arc::default(),
         recipe,
         threads: 1,
+        others: Arc::default(),
     }
 }
 

@@ -253,17 +253,21 @@ fn files_come_back_and_damage_is_named() {
     let network = network.config().clone();
     let card = SideCard {
         network,
-        layers: vec![0, 2, 3],
+        layers: vec![vec![0, 2, 3], vec![1, 4, 7]],
         reads: Reads::Pivot,
         added_to: AddedTo::Probabilities,
         labels,
     };
     save(dir.path(), &card, &theta).unwrap();
     let (back, _, again) = load(dir.path()).unwrap();
-    assert_eq!((back, again), (card, theta));
+    assert_eq!((&back, again), (&card, theta));
 
     let config = dir.path().join("side_network_config.json");
     let mut value = json(&config);
+    value["layers"].as_array_mut().unwrap().pop();
+    std::fs::write(&config, value.to_string()).unwrap();
+    assert!(load(dir.path()).unwrap_err().to_string().contains("every backbone"));
+    value = serde_json::to_value(&back).unwrap();
     value["network"]["width"] = 12.into();
     std::fs::write(&config, value.to_string()).unwrap();
     let error = load(dir.path()).unwrap_err().to_string();

@@ -4,6 +4,7 @@ use crate::finished::{Finished, write_report};
 use crate::prepare::{Holder, Parts, parts};
 use crate::run_dir;
 use crate::scenario::Scenario;
+use base::Blob;
 use clap::Args;
 use methods::Keep;
 use report::{Leak, Summary, Table};
@@ -29,8 +30,9 @@ impl Audit {
         let keep = Keep::recording();
         keep.settle(dir);
         let Parts { setup, .. } = parts(Holder::Simulator, &scenario, self.threads, None, keep)?;
-        let findings =
-            methods::side::audit::audit(&setup).map_err(|error| Failure::new(Exit::Failed, error))?;
+        let (_, _, theta) = model::side::load(dir).map_err(|error| Failure::new(Exit::Model, error))?;
+        let findings = methods::side::audit::audit(&setup, Some(&Blob::from_f32(&theta)))
+            .map_err(|error| Failure::new(Exit::Failed, error))?;
         let leaks = findings.into_iter().map(|found| Leak {
             attack: found.attack.to_owned(),
             recovered: found.recovered,

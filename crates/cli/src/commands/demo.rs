@@ -125,7 +125,7 @@ impl Demo {
 /// Predictions of the tuned model, and what to try next.
 fn closing(dir: &Path) -> Result<String, Failure> {
     let run = dir.join(SHOWN);
-    let tuned = Tuned::open(&run)?;
+    let tuned = Tuned::open(&run, None)?;
     let texts = TEXTS.map(str::to_owned);
     let mut text = format!("\nthe model that {SHOWN} tuned says:\n");
     for (line, probabilities) in texts.iter().zip(classify(&tuned, &texts)?) {

@@ -24,7 +24,7 @@ enum Target {
 
 impl Export {
     pub fn run(self) -> Outcome {
-        let tuned = Tuned::open(&self.run)?;
+        let tuned = Tuned::open(&self.run, None)?;
         if tuned.side.is_some() {
             return Err(Failure::new(Exit::Usage, "this run trained a side network, which is no PEFT adapter")
                 .help("its files are side_network.safetensors and side_network_config.json in the run's directory"));

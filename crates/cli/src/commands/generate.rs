@@ -31,7 +31,7 @@ pub struct Generate {
 
 impl Generate {
     pub fn run(self) -> Outcome {
-        let tuned = Tuned::open(&self.run)?;
+        let tuned = Tuned::open(&self.run, None)?;
         if tuned.config.task != TaskKind::CausalLm {
             return Err(Failure::new(
                 Exit::Usage,
@@ -52,7 +52,7 @@ impl Generate {
         let beside = beside.map(|side| model::side::Beside {
             network: &side.network,
             theta: &side.theta,
-            layers: &side.card.layers,
+            layers: side.layers(),
         });
         let added = model::generate_beside(
             &workspace,

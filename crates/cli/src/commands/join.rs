@@ -3,9 +3,9 @@ use crate::errors::{Exit, Failure, Outcome};
 use crate::interrupt;
 use crate::memory::PROCESS;
 use crate::prepare::{Holder, Prepared, prepare_for};
-use crate::scenario::{BUILTIN, Scenario};
+use crate::scenario::{BUILTIN, ModelConfig, Scenario};
 use crate::site::{self, files};
-use base::{Node, units};
+use base::{Node, Seed, units};
 use clap::Args;
 use federation::{Fact, Status};
 use net::device::channel::Url;
@@ -134,12 +134,16 @@ impl Join {
 
     fn prepare(&self, node: Node, said: &[u8]) -> Result<Prepared, Failure> {
         let (brief, mut scenario) = Brief::open(said)?;
-        if let Some(model) = &mut scenario.model {
-            brief.check_model(&self.model)?;
-            model.path.clone_from(&self.model);
-        }
         if node.0 == 0 || node.0 > scenario.fleet.devices {
             return Err(Failure::new(Exit::Failed, format!("the server's scenario has no {node}")));
+        }
+        if let Some(model) = &mut scenario.model {
+            let fleet = scenario.fleet.resolve(Seed(scenario.run.seed));
+            let fleet = fleet.map_err(|error| Failure::new(Exit::Failed, error))?;
+            let class = &fleet.devices[node.0 as usize - 1].class;
+            brief.check_model(model.number(class), &self.model)?;
+            // Of other devices' models it knows nothing and needs nothing.
+            *model = ModelConfig { path: self.model.clone(), ..model.of_class(class) };
         }
         let rows = self.rows(&scenario)?;
         let holder = Holder::Device { node, rows, labels: &brief.labels };

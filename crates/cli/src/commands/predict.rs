@@ -17,13 +17,16 @@ pub struct Predict {
     /// Texts to classify
     #[arg(required = true)]
     texts: Vec<String>,
+    /// Predict as devices of this class do, where classes have different models
+    #[arg(long, value_name = "CLASS")]
+    class: Option<String>,
     #[arg(long, value_enum, default_value_t = Shown::Text)]
     format: Shown,
 }
 
 impl Predict {
     pub fn run(self) -> Outcome {
-        let tuned = Tuned::open(&self.run)?;
+        let tuned = Tuned::open(&self.run, self.class.as_deref())?;
         if tuned.config.task == TaskKind::CausalLm {
             return Err(Failure::new(
                 Exit::Usage,
@@ -80,8 +83,8 @@ fn with_side_network(
 ) -> Result<Vec<Vec<f64>>, model::Error> {
     let (model, pooled) = (&tuned.loaded.model, Pivot::Pooled(tuned.config.pooling));
     let read = |pivot: &Pivot| {
-        let tapped = tap(workspace, model, &tuned.theta, tokens, &side.card.layers, pivot)?;
-        side.network.forward(workspace, &side.theta, 0, &tapped.taps)
+        let tapped = tap(workspace, model, &tuned.theta, tokens, side.layers(), pivot)?;
+        side.network.forward(workspace, &side.theta, side.backbone, &tapped.taps)
     };
     let output = match side.card.reads {
         Reads::Pivot => read(&pooled)?,

@@ -4,4 +4,5 @@ mod readme;
 mod runs;
 mod scratch;
 mod served;
+mod side;
 mod wrong_input;

@@ -1,32 +1,31 @@
 //! What the jobs of side-tuning may touch, and the device's one forward pass.
 
+use super::backbone::{Backbone, Backbones};
 use super::cache::Cache;
 use super::device_head::{DeviceHead, FEATURES, HeadKind, softmax};
 use super::language::samples;
-use super::observe::Observed;
-use super::options::{Options, network, tapped};
+use super::options::{Options, network};
 use super::privacy::{Privacy, mixed, secret_mix, unmixed};
-use super::trainer::{Differences, Shape, Trainer};
-use crate::lab::{Lab, gather, starts};
+use super::trainer::Trainer;
+use crate::lab::{Lab, gather};
 use crate::train::hold;
 use crate::{Saver, Setup, SetupError};
 use base::{Blob, Cost, Meter, Node, Seed};
 use data::Target;
 use federation::Fault;
-use model::side::{Pivot, Reads, SideCard, SideConfig, SideNetwork, Tapped, save, tap};
-use model::{LoadError, Model, Task, price};
+use model::side::{Reads, SideCard, SideConfig, SideNetwork, Tapped, save};
+use model::{LoadError, Task};
 use ops::{Mat, Workspace};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 /// The bench of both halves.
 pub struct SideBench {
     pub lab: Arc<Lab>,
     pub options: Options,
     pub network: SideNetwork,
-    pub layers: Vec<usize>,
-    /// How a sequence is read that is classified; `None` for a language model, whose samples are positions.
-    pub pivot: Option<Pivot>,
-    pub shape: Shape,
+    pub backbones: Backbones,
+    /// Classes, or the vocabulary.
+    pub outputs: usize,
     pub head: DeviceHead,
     pub cache: Arc<Cache>,
     pub traffic: Option<Arc<Cache>>,
@@ -36,12 +35,10 @@ pub struct SideBench {
     /// The secret mix of the output coordinates, row by row, where there is one.
     pub mix: Option<Vec<f32>>,
     pub peaks: Peaks,
-    /// The taps of the test rows, once they were computed.
-    pub(super) observed: OnceLock<Observed>,
 }
 
-/// Bytes of the side network's workspace.
-#[derive(Clone, Copy, Debug)]
+/// The most bytes of the side network's workspace, whichever backbone feeds it.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Peaks {
     /// A step of the server.
     pub training: u64,
@@ -52,15 +49,25 @@ pub struct Peaks {
 }
 
 impl Peaks {
-    fn of(network: &SideNetwork, lab: &Lab, options: &Options, one: bool) -> Result<Peaks, model::Error> {
-        let recipe = &lab.work.recipe;
-        let longest = lab.work.test.iter().map(samples).max().unwrap_or(1);
-        let evaluated = recipe.per_device_eval_batch_size.get() * if one { 1 } else { longest };
-        Ok(Peaks {
-            training: network.training_bytes(0, options.server_batch_size.get())?,
-            evaluation: network.inference_bytes(0, evaluated)?,
-            device: network.inference_bytes(0, recipe.per_device_train_batch_size.get())?,
-        })
+    fn of(
+        network: &SideNetwork,
+        backbones: &Backbones,
+        lab: &Lab,
+        options: &Options,
+    ) -> Result<Peaks, model::Error> {
+        let (recipe, mut peaks) = (&lab.work.recipe, Peaks::default());
+        for backbone in backbones.iter() {
+            let longest = backbone.test.iter().map(samples).max().unwrap_or(1);
+            let each = if backbone.pooling.is_some() { 1 } else { longest };
+            let (number, evaluated) = (backbone.number, recipe.per_device_eval_batch_size.get() * each);
+            let training = network.training_bytes(number, options.server_batch_size.get())?;
+            let evaluation = network.inference_bytes(number, evaluated)?;
+            let device = network.inference_bytes(number, recipe.per_device_train_batch_size.get())?;
+            peaks.training = peaks.training.max(training);
+            peaks.evaluation = peaks.evaluation.max(evaluation);
+            peaks.device = peaks.device.max(device);
+        }
+        Ok(peaks)
     }
 }
 
@@ -87,53 +94,40 @@ impl SideBench {
     pub fn new(options: Options, setup: &Setup) -> Result<SideBench, SetupError> {
         options.check(setup)?;
         let lab = setup.lab()?;
-        let spec = &lab.work.model.spec;
-        let (classes, pivot, squash) = match lab.work.model.task {
-            Task::Classification { classes, pooling, squash } => {
-                (classes, Some(Pivot::Pooled(pooling)), squash)
-            }
+        let squash = match lab.work.model.task {
+            Task::Classification { squash, .. } => squash,
             Task::CausalLm => {
                 options.check_language()?;
-                (spec.vocab, None, None)
+                None
             }
         };
-        let entries = options.top_k.get().min(classes);
-        let differences =
-            if pivot.is_some() { Differences::Dense } else { Differences::Sparse { entries } };
-        let layers = tapped(options.layers.as_deref(), options.blocks, spec.layers)?;
-        let network = network(options.form, layers.len(), spec.width, classes)?;
-        let shape = Shape {
-            taps: layers.len(),
-            width: spec.width,
-            outputs: classes,
-            format: options.tap_format,
-            differences,
-        };
+        let backbones = Backbones::new(&options, &lab, setup)?;
+        let shape = backbones.first().shape;
+        let (outputs, widths) = (shape.outputs, backbones.widths(options.width));
+        let network = network(options.form, shape.taps, widths, outputs)?;
         let head = DeviceHead {
-            width: spec.width,
-            classes,
+            width: shape.width,
+            classes: outputs,
             squash,
             epochs: options.head_epochs,
             learning_rate: options.head_learning_rate,
         };
-        let peaks = Peaks::of(&network, &lab, &options, pivot.is_some())
+        let peaks = Peaks::of(&network, &backbones, &lab, &options)
             .map_err(|error| SetupError(error.to_string()))?;
         let secret = setup.seed.child("device secrets", 0);
         let mix =
-            (options.privacy == Privacy::Mixed {}).then(|| secret_mix(classes, secret.child("mix", 0)));
+            (options.privacy == Privacy::Mixed {}).then(|| secret_mix(outputs, secret.child("mix", 0)));
         Ok(SideBench {
             options,
             network,
-            layers,
-            pivot,
-            shape,
+            backbones,
+            outputs,
             head,
             cache: setup.keep.cache.clone(),
             traffic: setup.keep.traffic.clone(),
             secret,
             mix,
             peaks,
-            observed: OnceLock::new(),
             lab,
         })
     }
@@ -167,8 +161,8 @@ impl SideBench {
     pub fn label(&self, node: Node, position: u32) -> Result<u32, Fault> {
         let example = &self.lab.work.train[self.lab.shard(node)[position as usize] as usize];
         match example.target {
-            Target::Class(class) if (class as usize) < self.shape.outputs => {
-                Ok(self.options.privacy.label(class, self.shape.outputs, self.sample(node, position)))
+            Target::Class(class) if (class as usize) < self.outputs => {
+                Ok(self.options.privacy.label(class, self.outputs, self.sample(node, position)))
             }
             _ => Err(Fault("a row without a label, or with one the model has no class for".into())),
         }
@@ -198,8 +192,8 @@ impl SideBench {
 
     /// The differences of rows that no head of the device's own has seen.
     pub fn differences_of_zero_head(&self, node: Node, positions: &[u32]) -> Result<Vec<u8>, Fault> {
-        let own = vec![1.0 / self.shape.outputs as f32; self.shape.outputs];
-        let mut out = Vec::with_capacity(positions.len() * self.shape.difference_bytes());
+        let own = vec![1.0 / self.outputs as f32; self.outputs];
+        let mut out = Vec::with_capacity(4 * positions.len() * self.outputs);
         for &position in positions {
             self.difference(node, position, &own, &mut out)?;
         }
@@ -222,8 +216,8 @@ impl SideBench {
 
     /// The probabilities of a head that is zero, rows x classes.
     pub fn uniform(&self, ws: &Workspace, rows: usize) -> Result<Mat, Fault> {
-        let mut own = ws.zeros(rows, self.shape.outputs).map_err(|error| Fault(error.to_string()))?;
-        own.fill(1.0 / self.shape.outputs as f32);
+        let mut own = ws.zeros(rows, self.outputs).map_err(|error| Fault(error.to_string()))?;
+        own.fill(1.0 / self.outputs as f32);
         Ok(own)
     }
 
@@ -233,52 +227,56 @@ impl SideBench {
             network: &self.network,
             cache: &self.cache,
             lab: &self.lab,
-            shape: self.shape,
+            backbones: &self.backbones,
             batch: self.options.server_batch_size.get(),
             working_bytes: self.peaks.training,
         }
     }
 
-    /// How a sequence is read that is classified.
-    ///
-    /// # Panics
-    /// For a language model, which reads positions.
-    pub fn pooled(&self) -> &Pivot {
-        self.pivot.as_ref().expect("a classifier pools")
+    /// Whether a language model is tuned.
+    pub fn is_language(&self) -> bool {
+        self.backbones.first().pooling.is_none()
     }
 
     /// The most samples that a chunk can hold.
     pub fn chunk_limit(&self) -> u32 {
-        let positions = if self.pivot.is_some() { 1 } else { self.lab.work.model.spec.max_positions };
+        let positions = if self.is_language() { self.lab.work.model.spec.max_positions } else { 1 };
         (self.options.chunk_rows.get() * positions).min(u32::MAX as usize) as u32
     }
 
     /// Samples of a device: what its training rows come to.
     pub fn samples(&self, node: Node) -> usize {
         let rows = self.rows(node).training;
-        if self.pivot.is_some() {
+        if !self.is_language() {
             return rows.len();
         }
+        self.places(node, &rows).map(|row| samples(&self.lab.work.train[row])).sum()
+    }
+
+    /// Where these rows of a device stand in the workload.
+    pub(super) fn places<'a>(
+        &'a self,
+        node: Node,
+        positions: &'a [u32],
+    ) -> impl Iterator<Item = usize> + Clone + 'a {
         let shard = self.lab.shard(node);
-        rows.iter().map(|&at| samples(&self.lab.work.train[shard[at as usize] as usize])).sum()
+        positions.iter().map(|&position| shard[position as usize] as usize)
     }
 
     /// The one frozen forward pass over these rows of a device.
     pub fn forward(&self, node: Node, positions: &[u32], meter: &Meter) -> Result<Forwarded, Fault> {
-        if self.pivot.is_none() {
+        if self.is_language() {
             return self.forward_language(node, positions, meter);
         }
-        let work = &self.lab.work;
-        let _held = hold(meter, self.forwarded_bytes(positions.len()) + work.initial.len() as u64)?;
-        let theta = self.lab.parameters_from(&work.initial)?;
+        let (work, backbone) = (&self.lab.work, self.backbones.of(node));
+        let kept = self.forwarded_bytes(backbone, positions.len());
+        let _held = hold(meter, kept + backbone.frozen_bytes())?;
+        let (frozen, pivot) = (backbone.frozen()?, backbone.pivot());
         let ws = Workspace::new(meter, 1);
         let mut out = Forwarded { rows: positions.len() as u32, ..Forwarded::default() };
         for batch in positions.chunks(work.recipe.per_device_train_batch_size.get()) {
-            let rows = batch.iter().map(|&position| self.lab.shard(node)[position as usize] as usize);
-            let (tokens, _) = gather(&work.train, rows);
-            let tapped = tap(&ws, &work.model, &theta, &tokens, &self.layers, self.pooled())
-                .map_err(|error| Fault(format!("the forward pass: {error}")))?;
-            self.write(&tapped, &mut out);
+            let (tokens, _) = gather(&work.train, self.places(node, batch));
+            self.write(backbone, &backbone.tap(&ws, &frozen, &tokens, &pivot)?, &mut out);
         }
         if self.options.head == HeadKind::Zero {
             out.differences = Some(self.differences_of_zero_head(node, positions)?);
@@ -286,12 +284,13 @@ impl SideBench {
         Ok(out)
     }
 
-    pub(super) fn write(&self, tapped: &Tapped, out: &mut Forwarded) {
-        let mut row = Vec::with_capacity(self.shape.taps * self.shape.width);
+    pub(super) fn write(&self, backbone: &Backbone, tapped: &Tapped, out: &mut Forwarded) {
+        let shape = backbone.shape;
+        let mut row = Vec::with_capacity(shape.taps * shape.width);
         for at in 0..tapped.hidden.rows() {
             row.clear();
             tapped.taps.iter().for_each(|tap| row.extend_from_slice(tap.row(at)));
-            self.shape.format.write(&row, &mut out.taps);
+            shape.format.write(&row, &mut out.taps);
             if self.options.head == HeadKind::Trained {
                 FEATURES.write(tapped.hidden.row(at), &mut out.features);
             }
@@ -299,35 +298,34 @@ impl SideBench {
     }
 
     /// Bytes that a forward pass over this many rows leaves.
-    pub fn forwarded_bytes(&self, rows: usize) -> u64 {
+    pub fn forwarded_bytes(&self, backbone: &Backbone, rows: usize) -> u64 {
         let features = match self.options.head {
             HeadKind::Zero => 0,
-            HeadKind::Trained => FEATURES.row_bytes(self.shape.width),
+            HeadKind::Trained => FEATURES.row_bytes(backbone.shape.width),
         };
-        (rows * (self.shape.tap_bytes() + self.shape.difference_bytes() + features)) as u64
+        (rows * (backbone.shape.sample_bytes() + features)) as u64
     }
 
     /// What [`SideBench::forward`] will take.
     pub fn price_of_forward(&self, node: Node, positions: &[u32]) -> Cost {
-        if self.pivot.is_none() {
+        if self.is_language() {
             return self.price_of_language(node, positions);
         }
-        let work = &self.lab.work;
-        let mut cost = Cost::FREE;
+        let (work, backbone) = (&self.lab.work, self.backbones.of(node));
+        let (shape, mut cost) = (backbone.shape, Cost::FREE);
         for batch in positions.chunks(work.recipe.per_device_train_batch_size.get()) {
-            let rows = batch.iter().map(|&position| self.lab.shard(node)[position as usize] as usize);
-            let Model { spec, task, layout, .. } = &*work.model;
-            let mut inference = price::inference(spec, task, layout, &starts(&work.train, rows));
-            inference.bytes += 4 * (batch.len() * (self.shape.taps + 2) * self.shape.width) as u64;
+            let mut inference = backbone.inference(&work.train, self.places(node, batch));
+            inference.bytes += 4 * (batch.len() * (shape.taps + 2) * shape.width) as u64;
             cost = cost + inference;
         }
-        let kept = self.forwarded_bytes(positions.len()) + work.initial.len() as u64;
+        let kept = self.forwarded_bytes(backbone, positions.len()) + backbone.frozen_bytes();
         Cost { flops: cost.flops, bytes: cost.bytes + kept }
     }
 
     /// Writes a trained side network for devices to load.
     pub fn saver(&self) -> Saver {
-        let (network, layers) = (self.network.config().clone(), self.layers.clone());
+        let network = self.network.config().clone();
+        let layers = self.backbones.iter().map(|backbone| backbone.layers.clone()).collect();
         let added_to = self.options.loss.added_to();
         let card = SideCard { network, layers, reads: Reads::Pivot, added_to, labels: Vec::new() };
         let (total, mix) = (self.network.total(), self.mix.clone());

@@ -7,7 +7,7 @@
 use super::bench::SideBench;
 use super::cache::RowReader;
 use super::device_head::FEATURES;
-use super::trainer::{Holding, Sample, Trainer, read, samples};
+use super::trainer::{Holding, Sample, Trainer, Volume, read, samples};
 use crate::train::hold;
 use base::{Blob, Cost, Meter, Node};
 use federation::Fault;
@@ -72,14 +72,14 @@ impl Asking {
 }
 
 impl Trainer<'_> {
-    /// The samples of a step of exact training, counted over the run.
+    /// The samples of a step of exact training, counted over the run: by backbone and device.
     fn batch(&self, holdings: &[Holding], step: u32) -> Vec<Sample> {
         let mut all = samples(self.cache, holdings);
         let steps = all.len().div_ceil(self.batch).max(1) as u32;
         self.order(step / steps).stream().shuffle(&mut all);
         let mut batch: Vec<Sample> =
             all.chunks(self.batch).nth((step % steps) as usize).unwrap_or_default().to_vec();
-        batch.sort_unstable_by_key(|sample| sample.node);
+        batch.sort_unstable_by_key(|sample| (self.backbones.of(sample.node).number, sample.node));
         batch
     }
 
@@ -93,32 +93,33 @@ impl Trainer<'_> {
 }
 
 impl SideBench {
-    /// The side network's logits of a step's samples, device by device.
+    /// The side network's logits of a step's samples, device by device, and how much there is in all.
     pub fn propose(
         &self,
         theta: &Blob,
         holdings: &[Holding],
         step: u32,
         meter: &Meter,
-    ) -> Result<Vec<Proposal>, Fault> {
+    ) -> Result<(Vec<Proposal>, Volume), Fault> {
         let trainer = self.trainer();
         let _held = hold(meter, theta.len() as u64)?;
         let theta = self.theta(theta)?;
         let (ws, mut reader) = (Workspace::new(meter, self.lab.work.threads), RowReader::new(&self.cache));
-        let batch = trainer.batch(holdings, step);
-        let taps = read(&ws, &mut reader, self.shape, &batch)?.taps;
-        let side = self.network.forward(&ws, &theta, 0, &taps);
-        let side = side.map_err(|error| Fault(format!("the side network: {error}")))?;
         let mut proposals = Vec::new();
-        let mut from = 0;
-        for group in batch.chunk_by(|a, b| a.node == b.node) {
-            let values = &side[from * side.width()..(from + group.len()) * side.width()];
-            let rows = group.iter().map(|sample| (sample.chunk, sample.row)).collect();
-            let ask = Ask { rows, side: Blob::from_f32(values) };
-            proposals.push(Proposal { node: group[0].node, ask });
-            from += group.len();
+        for (backbone, samples) in self.backbones.groups(&mut trainer.batch(holdings, step)) {
+            let taps = read(&ws, &mut reader, backbone.shape, samples)?.taps;
+            let side = self.network.forward(&ws, &theta, backbone.number, &taps);
+            let side = side.map_err(|error| Fault(format!("the side network: {error}")))?;
+            let mut from = 0;
+            for group in samples.chunk_by(|a, b| a.node == b.node) {
+                let values = &side[from * side.width()..(from + group.len()) * side.width()];
+                let rows = group.iter().map(|sample| (sample.chunk, sample.row)).collect();
+                let ask = Ask { rows, side: Blob::from_f32(values) };
+                proposals.push(Proposal { node: group[0].node, ask });
+                from += group.len();
+            }
         }
-        Ok(proposals)
+        Ok((proposals, trainer.volume(&samples(&self.cache, holdings))))
     }
 
     /// The device's answer: the gradient of each row's loss, and the sum of the losses.
@@ -131,7 +132,7 @@ impl SideBench {
         meter: &Meter,
     ) -> Result<(Blob, f64), Fault> {
         let ws = Workspace::new(meter, 1);
-        let outputs = self.shape.outputs;
+        let outputs = self.outputs;
         let side = ask.side.to_f32(ask.rows.len() * outputs).map_err(|error| Fault(error.to_string()))?;
         let own = self.own_rows(&ws, &ask.rows, head, features)?;
         let (mut gradient, mut loss) = (Vec::with_capacity(side.len()), 0.0);
@@ -157,7 +158,7 @@ impl SideBench {
     ) -> Result<Mat, Fault> {
         let Some(head) = head else { return self.uniform(ws, rows.len()) };
         let head = head.to_f32(self.head.parameters()).map_err(|error| Fault(error.to_string()))?;
-        let stride = FEATURES.row_bytes(self.shape.width);
+        let stride = FEATURES.row_bytes(self.head.width);
         let mut bytes = Vec::with_capacity(rows.len() * stride);
         for &(chunk, row) in rows {
             let states = features.get(chunk as usize).map_or(&[][..], |blob| &blob.0[..]);
@@ -170,7 +171,7 @@ impl SideBench {
     /// What [`SideBench::answer`] takes.
     pub fn price_of_answer(&self, ask: &Ask) -> Cost {
         let rows = ask.rows.len();
-        let row = 2 * self.shape.width + 4 * self.shape.outputs;
+        let row = 2 * self.head.width + 4 * self.outputs;
         let head = self.head.parameters() as u64;
         Cost { flops: 2 * head * rows as u64, bytes: 4 * (rows * row) as u64 + 8 * head + (1 << 16) }
     }
@@ -191,26 +192,36 @@ impl SideBench {
         let mut theta = self.theta(theta)?;
         let (ws, mut reader) = (Workspace::new(meter, self.lab.work.threads), RowReader::new(&self.cache));
         let fault = |error: model::Error| Fault(format!("training the side network: {error}"));
-        let batch = trainer.batch(holdings, step.0);
-        let taps = read(&ws, &mut reader, self.shape, &batch)?.taps;
-        let (y, trail) = self.network.forward_for_backward(&ws, &theta, 0, &taps).map_err(fault)?;
-        let zeros = ws.zeros(y.rows(), y.width());
-        let mut dy = zeros.map_err(|error| Fault(error.to_string()))?;
-        let (mut from, mut refused) = (0, Vec::new());
-        for group in batch.chunk_by(|a, b| a.node == b.node) {
-            let rows = from * y.width()..(from + group.len()) * y.width();
-            from += group.len();
-            let Some(gradient) = gradients.get(&group[0].node) else { continue };
-            match gradient.to_f32(rows.len()) {
-                Ok(values) if ops::slice::all_finite(&values) => dy[rows].copy_from_slice(&values),
-                Ok(_) => refused.push((group[0].node, "its gradient is not finite".to_owned())),
-                Err(error) => refused.push((group[0].node, format!("its gradient: {error}"))),
-            }
-        }
-        ops::slice::scale(1.0 / batch.len().max(1) as f32, &mut dy);
+        let mut batch = trainer.batch(holdings, step.0);
+        let (scale, mut refused) = (1.0 / batch.len().max(1) as f32, Vec::new());
         let mut grad = vec![0f32; theta.len()];
-        self.network.backward(&ws, &theta, 0, &taps, (trail, &dy), &mut grad).map_err(fault)?;
+        for (backbone, samples) in self.backbones.groups(&mut batch) {
+            let (taps, number) = (read(&ws, &mut reader, backbone.shape, samples)?.taps, backbone.number);
+            let (y, trail) =
+                self.network.forward_for_backward(&ws, &theta, number, &taps).map_err(fault)?;
+            let zeros = ws.zeros(y.rows(), y.width());
+            let mut dy = zeros.map_err(|error| Fault(error.to_string()))?;
+            refused.extend(lay(&mut dy, samples, gradients));
+            ops::slice::scale(scale, &mut dy);
+            self.network.backward(&ws, &theta, number, &taps, (trail, &dy), &mut grad).map_err(fault)?;
+        }
         trainer.step(&mut theta, optimizer, &mut grad, step);
         Ok((Blob::from_f32(&theta), refused))
     }
+}
+
+/// Lay each device's gradients on its samples; returns those whose gradients are none, and why.
+fn lay(dy: &mut Mat, samples: &[Sample], gradients: &BTreeMap<Node, Blob>) -> Vec<(Node, String)> {
+    let (width, mut from, mut refused) = (dy.width(), 0, Vec::new());
+    for group in samples.chunk_by(|a, b| a.node == b.node) {
+        let rows = from * width..(from + group.len()) * width;
+        from += group.len();
+        let Some(gradient) = gradients.get(&group[0].node) else { continue };
+        match gradient.to_f32(rows.len()) {
+            Ok(values) if ops::slice::all_finite(&values) => dy[rows].copy_from_slice(&values),
+            Ok(_) => refused.push((group[0].node, "its gradient is not finite".to_owned())),
+            Err(error) => refused.push((group[0].node, format!("its gradient: {error}"))),
+        }
+    }
+    refused
 }

@@ -7,13 +7,13 @@
 
 use super::bench::{Forwarded, SideBench};
 use super::device_head::softmax;
-use crate::lab::{gather, starts};
+use crate::lab::gather;
 use crate::train::hold;
 use base::{Cost, Meter, Node};
 use data::{Encoded, Target};
 use federation::{Eval, Fault};
-use model::side::{AddedTo, Pivot, Tapped, joint, tap, vocabulary_logits};
-use model::{Model, Targets, Tokens, price};
+use model::side::{AddedTo, Pivot, Tapped, joint, vocabulary_logits};
+use model::{Targets, Tokens};
 use ops::{Mat, Workspace};
 
 /// How many positions of a row are learned.
@@ -49,12 +49,12 @@ struct Read {
 
 impl SideBench {
     fn read_language(&self, ws: &Workspace, frozen: &[f32], rows: &[Encoded]) -> Result<Read, Fault> {
-        let fault = |error: model::Error| Fault(format!("the forward pass: {error}"));
         let (tokens, targets) = gather(rows, 0..rows.len());
         let (at, next) = learned(&tokens, &targets);
-        let model = &self.lab.work.model;
-        let tapped = tap(ws, model, frozen, &tokens, &self.layers, &Pivot::Rows(at)).map_err(fault)?;
-        let mut own = vocabulary_logits(ws, model, frozen, &tapped.hidden).map_err(fault)?;
+        let backbone = self.backbones.first();
+        let tapped = backbone.tap(ws, frozen, &tokens, &Pivot::Rows(at))?;
+        let own = vocabulary_logits(ws, &backbone.model, frozen, &tapped.hidden);
+        let mut own = own.map_err(|error| Fault(format!("the forward pass: {error}")))?;
         softmax(&mut own);
         Ok(Read { tapped, own, next })
     }
@@ -66,19 +66,16 @@ impl SideBench {
         positions: &[u32],
         meter: &Meter,
     ) -> Result<Forwarded, Fault> {
-        let work = &self.lab.work;
-        let rows: Vec<Encoded> = positions
-            .iter()
-            .map(|&position| work.train[self.lab.shard(node)[position as usize] as usize].clone())
-            .collect();
+        let (work, backbone) = (&self.lab.work, self.backbones.first());
+        let rows: Vec<Encoded> = self.places(node, positions).map(|row| work.train[row].clone()).collect();
         let count: usize = rows.iter().map(samples).sum();
-        let _held = hold(meter, self.forwarded_bytes(count) + work.initial.len() as u64)?;
-        let (ws, frozen) = (Workspace::new(meter, 1), self.lab.parameters_from(&work.initial)?);
+        let _held = hold(meter, self.forwarded_bytes(backbone, count) + backbone.frozen_bytes())?;
+        let (ws, frozen) = (Workspace::new(meter, 1), backbone.frozen()?);
         let mut out = Forwarded { rows: count as u32, ..Forwarded::default() };
-        let mut differences = Vec::with_capacity(count * self.shape.difference_bytes());
+        let mut differences = Vec::with_capacity(count * backbone.shape.difference_bytes());
         for rows in rows.chunks(work.recipe.per_device_train_batch_size.get()) {
             let Read { tapped, own, next } = self.read_language(&ws, &frozen, rows)?;
-            self.write(&tapped, &mut out);
+            self.write(backbone, &tapped, &mut out);
             for (at, &next) in next.iter().enumerate() {
                 self.write_sparse(own.row(at), next, &mut differences);
             }
@@ -89,7 +86,7 @@ impl SideBench {
 
     /// The entries of the likeliest tokens and of the next one.
     fn write_sparse(&self, own: &[f32], next: u32, out: &mut Vec<u8>) {
-        let entries = self.shape.difference_bytes() / 8;
+        let entries = self.backbones.first().shape.difference_bytes() / 8;
         let mut likeliest: Vec<u32> = (0..own.len() as u32).collect();
         let likelier = |a: &u32, b: &u32| own[*b as usize].total_cmp(&own[*a as usize]).then(a.cmp(b));
         likeliest.sort_unstable_by(likelier);
@@ -108,34 +105,35 @@ impl SideBench {
 
     /// What [`SideBench::forward_language`] takes.
     pub fn price_of_language(&self, node: Node, positions: &[u32]) -> Cost {
-        let work = &self.lab.work;
-        let row = |position: &u32| self.lab.shard(node)[*position as usize] as usize;
+        let (work, backbone) = (&self.lab.work, self.backbones.first());
         let (mut cost, mut count) = (Cost::FREE, 0);
         for batch in positions.chunks(work.recipe.per_device_train_batch_size.get()) {
-            let rows: Vec<usize> = batch.iter().map(row).collect();
+            let rows: Vec<usize> = self.places(node, batch).collect();
             count += rows.iter().map(|&row| samples(&work.train[row])).sum::<usize>();
             cost = cost + self.price_of_reading(&work.train, &rows);
         }
-        Cost { bytes: cost.bytes + self.forwarded_bytes(count) + work.initial.len() as u64, ..cost }
+        let kept = self.forwarded_bytes(backbone, count) + backbone.frozen_bytes();
+        Cost { bytes: cost.bytes + kept, ..cost }
     }
 
     fn price_of_reading(&self, rows: &[Encoded], which: &[usize]) -> Cost {
-        let Model { spec, task, layout, .. } = &*self.lab.work.model;
+        let backbone = self.backbones.first();
         let count: usize = which.iter().map(|&row| samples(&rows[row])).sum();
-        let cost = price::inference(spec, task, layout, &starts(rows, which.iter().copied()));
-        let kept = count * ((self.shape.taps + 1) * self.shape.width + self.shape.outputs);
+        let cost = backbone.inference(rows, which.iter().copied());
+        let kept = count * ((backbone.shape.taps + 1) * backbone.shape.width + self.outputs);
         Cost { bytes: cost.bytes + 4 * kept as u64, ..cost }
     }
 
     /// Loss and perplexity of backbone and side network together on the test rows.
     pub fn evaluate_language(&self, theta: &[f32], meter: &Meter) -> Result<Eval, Fault> {
         let work = &self.lab.work;
-        let _held = hold(meter, work.initial.len() as u64)?;
-        let (ws, frozen) = (Workspace::new(meter, work.threads), self.lab.parameters_from(&work.initial)?);
+        let backbone = self.backbones.first();
+        let _held = hold(meter, backbone.frozen_bytes())?;
+        let (ws, frozen) = (Workspace::new(meter, work.threads), backbone.frozen()?);
         let (mut loss, mut count) = (0.0, 0u64);
         for rows in work.test.chunks(work.recipe.per_device_eval_batch_size.get()) {
             let Read { tapped, own, next } = self.read_language(&ws, &frozen, rows)?;
-            let side = self.side(&ws, theta, &tapped.taps)?;
+            let side = self.side(&ws, theta, backbone.number, &tapped.taps)?;
             for (at, &next) in next.iter().enumerate() {
                 let joint = joint(AddedTo::Probabilities, own.row(at), side.row(at), 1.0);
                 loss -= f64::from(joint[next as usize]).ln();
@@ -148,13 +146,14 @@ impl SideBench {
 
     /// What [`SideBench::evaluate_language`] takes beside the parameters it is given.
     pub fn price_of_language_evaluation(&self) -> u64 {
-        let (test, size) = (&self.lab.work.test, self.lab.work.recipe.per_device_eval_batch_size.get());
+        let backbone = self.backbones.first();
+        let (test, size) = (&backbone.test, self.lab.work.recipe.per_device_eval_batch_size.get());
         let all: Vec<usize> = (0..test.len()).collect();
         let batch = |rows: &[usize]| {
             let count: usize = rows.iter().map(|&row| samples(&test[row])).sum();
-            let joint = 4 * (count * (self.shape.width + self.shape.outputs)) as u64;
+            let joint = 4 * (count * (backbone.shape.width + self.outputs)) as u64;
             self.price_of_reading(test, rows).bytes.max(self.peaks.evaluation + joint)
         };
-        all.chunks(size).map(batch).max().unwrap_or(0) + self.lab.work.initial.len() as u64
+        all.chunks(size).map(batch).max().unwrap_or(0) + backbone.frozen_bytes()
     }
 }

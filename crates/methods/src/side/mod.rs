@@ -1,7 +1,7 @@
 //! Side-tuning: a device runs the frozen model forward once a sample, the server trains a side network
 //! from what it has cached.
 //!
-//! The halves are [`device`] and [`server`]. The device's parts: [`format`] (how activations are
+//! The halves are [`device`] and [`server`]; [`backbone`] is what devices run. The device's parts: [`format`] (how activations are
 //! written), [`privacy`] (what becomes of a label before a difference leaves), [`device_head`] and
 //! [`weigh`] (its own head, and its last word). The server's: [`store`] and [`cache`] (what came is
 //! checked and kept), [`arrivals`] (the account of it), [`trainer`] and [`exact`] (training from it),
@@ -10,6 +10,7 @@
 
 pub(crate) mod arrivals;
 pub mod audit;
+pub(crate) mod backbone;
 pub(crate) mod bench;
 pub mod cache;
 pub(crate) mod device;

@@ -1,27 +1,23 @@
 //! What backbone and side network say together, and how often they are right.
 
+use super::backbone::Backbone;
 use super::bench::SideBench;
 use super::device_head::FEATURES;
 use super::privacy::unmixed;
 use crate::evaluate::macro_f1;
-use crate::lab::{Lab, Workload, gather, starts};
+use crate::lab::gather;
 use crate::train::hold;
 use base::{Blob, Cost, Meter};
 use federation::{Eval, Fault};
-use model::side::{AddedTo, Tapped, joint, tap};
-use model::{Model, Targets, argmax, price};
+use model::side::{AddedTo, Tapped, joint};
+use model::{Targets, argmax};
 use ops::{Mat, Workspace};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// The weights of the side network's output that a device tries; 0 is its own head alone.
 pub const WEIGHTS: [f32; 16] =
     [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5];
-
-/// The taps of the test rows, rows x width each, and the true classes.
-pub(super) struct Observed {
-    taps: Vec<Vec<f32>>,
-    truth: Vec<u32>,
-}
 
 /// Counts predictions.
 #[derive(Default)]
@@ -42,6 +38,12 @@ impl Score {
         self.truth.extend(truth);
     }
 
+    fn extend(&mut self, other: Score) {
+        self.loss += other.loss;
+        self.truth.extend(other.truth);
+        self.predicted.extend(other.predicted);
+    }
+
     pub fn eval(&self) -> Eval {
         let hits = self.truth.iter().zip(&self.predicted).filter(|(truth, said)| truth == said).count();
         let count = self.truth.len().max(1) as f64;
@@ -57,8 +59,8 @@ impl Score {
 
 impl SideBench {
     /// The side network's output in the devices' own coordinates.
-    pub fn side(&self, ws: &Workspace, theta: &[f32], taps: &[Mat]) -> Result<Mat, Fault> {
-        let side = self.network.forward(ws, theta, 0, taps);
+    pub fn side(&self, ws: &Workspace, theta: &[f32], backbone: usize, taps: &[Mat]) -> Result<Mat, Fault> {
+        let side = self.network.forward(ws, theta, backbone, taps);
         let mut side = side.map_err(|error| Fault(format!("the side network: {error}")))?;
         if let Some(mix) = &self.mix {
             for at in 0..side.rows() {
@@ -83,17 +85,17 @@ impl SideBench {
     /// batch and keeping nothing.
     pub fn judge(
         &self,
-        theta: &[f32],
-        head: &[f32],
+        backbone: &Backbone,
+        (theta, head): (&[f32], &[f32]),
         weight: f32,
         meter: &Meter,
     ) -> Result<(Eval, Eval), Fault> {
         let (ws, mut score, mut alone) = (Workspace::new(meter, 1), Score::default(), Score::default());
-        let _held = hold(meter, self.lab.work.initial.len() as u64)?;
-        let frozen = self.lab.parameters_from(&self.lab.work.initial)?;
-        for rows in test_batches(&self.lab, self.lab.work.recipe.per_device_train_batch_size.get()) {
-            let (tapped, truth) = self.observe(&ws, &frozen, rows)?;
-            let side = self.side(&ws, theta, &tapped.taps)?;
+        let _held = hold(meter, backbone.frozen_bytes())?;
+        let frozen = backbone.frozen()?;
+        for rows in backbone.test_batches(self.lab.work.recipe.per_device_train_batch_size.get()) {
+            let (tapped, truth) = self.observe(backbone, &ws, &frozen, rows)?;
+            let side = self.side(&ws, theta, backbone.number, &tapped.taps)?;
             let mut features = Vec::new();
             (0..tapped.hidden.rows()).for_each(|at| FEATURES.write(tapped.hidden.row(at), &mut features));
             let own = self.own(&ws, head, &features)?;
@@ -103,109 +105,118 @@ impl SideBench {
         Ok((score.eval(), alone.eval()))
     }
 
-    /// The side network alone on the test rows. Their taps are computed once and kept.
+    /// The side network alone on the test rows, as every backbone reads them: over all of these, and where
+    /// there are several by the classes of devices that have each.
     pub fn evaluate(&self, theta: &Blob, meter: &Meter) -> Result<Eval, Fault> {
         let _held = hold(meter, theta.len() as u64 + self.observed_bytes())?;
         let theta = self.theta(theta)?;
-        if self.pivot.is_none() {
+        if self.is_language() {
             return self.evaluate_language(&theta, meter);
         }
-        let observed = match self.observed.get() {
+        let (mut everyone, mut by_class) = (Score::default(), BTreeMap::new());
+        for backbone in self.backbones.iter() {
+            let score = self.score(backbone, &theta, meter)?;
+            if self.backbones.are_several() {
+                by_class.extend(backbone.classes.iter().map(|class| (class.clone(), score.eval())));
+            }
+            everyone.extend(score);
+        }
+        Ok(Eval { by_class, ..everyone.eval() })
+    }
+
+    /// The test rows as one backbone reads them. Their taps are computed once and kept.
+    fn score(&self, backbone: &Backbone, theta: &[f32], meter: &Meter) -> Result<Score, Fault> {
+        let observed = match backbone.observed.get() {
             Some(observed) => observed,
             None => {
-                let computed = self.observe_all(meter)?;
-                self.observed.get_or_init(|| computed)
+                let computed = self.observe_all(backbone, meter)?;
+                backbone.observed.get_or_init(|| computed)
             }
         };
-        let ws = Workspace::new(meter, self.lab.work.threads);
-        let mut score = Score::default();
-        let width = self.shape.width;
-        for rows in test_batches(&self.lab, self.lab.work.recipe.per_device_eval_batch_size.get()) {
+        let (ws, mut score) = (Workspace::new(meter, self.lab.work.threads), Score::default());
+        let width = backbone.shape.width;
+        for rows in backbone.test_batches(self.lab.work.recipe.per_device_eval_batch_size.get()) {
             let part = |tap: &Vec<f32>| {
                 let values = &tap[rows.start * width..rows.end * width];
                 ws.from_slice(rows.len(), width, values).map_err(|error| Fault(error.to_string()))
             };
-            let taps = observed.taps.iter().map(part).collect::<Result<Vec<Mat>, Fault>>()?;
-            let side = self.side(&ws, &theta, &taps)?;
+            let taps = observed.iter().map(part).collect::<Result<Vec<Mat>, Fault>>()?;
+            let side = self.side(&ws, theta, backbone.number, &taps)?;
             let own = self.uniform(&ws, side.rows())?;
-            score.add(self.options.loss.added_to(), &own, &side, 1.0, &observed.truth[rows]);
+            let (_, truth) = gather(&backbone.test, rows);
+            score.add(self.options.loss.added_to(), &own, &side, 1.0, &self.truth(truth)?);
         }
-        Ok(score.eval())
+        Ok(score)
     }
 
-    fn observe_all(&self, meter: &Meter) -> Result<Observed, Fault> {
+    fn observe_all(&self, backbone: &Backbone, meter: &Meter) -> Result<Vec<Vec<f32>>, Fault> {
         let ws = Workspace::new(meter, self.lab.work.threads);
-        let _held = hold(meter, self.lab.work.initial.len() as u64)?;
-        let frozen = self.lab.parameters_from(&self.lab.work.initial)?;
-        let mut observed = Observed { taps: vec![Vec::new(); self.layers.len()], truth: Vec::new() };
-        for rows in test_batches(&self.lab, self.lab.work.recipe.per_device_eval_batch_size.get()) {
-            let (tapped, truth) = self.observe(&ws, &frozen, rows)?;
-            for (kept, tap) in observed.taps.iter_mut().zip(&tapped.taps) {
+        let _held = hold(meter, backbone.frozen_bytes())?;
+        let frozen = backbone.frozen()?;
+        let mut observed = vec![Vec::new(); backbone.layers.len()];
+        for rows in backbone.test_batches(self.lab.work.recipe.per_device_eval_batch_size.get()) {
+            let (tapped, _) = self.observe(backbone, &ws, &frozen, rows)?;
+            for (kept, tap) in observed.iter_mut().zip(&tapped.taps) {
                 kept.extend_from_slice(tap);
             }
-            observed.truth.extend(truth);
         }
         Ok(observed)
     }
 
     fn observe(
         &self,
+        backbone: &Backbone,
         ws: &Workspace,
         frozen: &[f32],
         rows: Range<usize>,
     ) -> Result<(Tapped, Vec<u32>), Fault> {
-        let (tokens, truth) = gather(&self.lab.work.test, rows);
-        let tapped = tap(ws, &self.lab.work.model, frozen, &tokens, &self.layers, self.pooled())
-            .map_err(|error| Fault(format!("evaluation: {error}")))?;
+        let (tokens, truth) = gather(&backbone.test, rows);
+        Ok((backbone.tap(ws, frozen, &tokens, &backbone.pivot())?, self.truth(truth)?))
+    }
+
+    fn truth(&self, truth: Targets) -> Result<Vec<u32>, Fault> {
         match truth {
-            Targets::Classes(truth) if truth.iter().all(|&class| (class as usize) < self.shape.outputs) => {
-                Ok((tapped, truth))
+            Targets::Classes(truth) if truth.iter().all(|&class| (class as usize) < self.outputs) => {
+                Ok(truth)
             }
             _ => Err(Fault("a test row without a label, or with one the model has no class for".into())),
         }
     }
 
     fn observed_bytes(&self) -> u64 {
-        match self.pivot {
-            Some(_) => 4 * (self.lab.work.test.len() * self.shape.taps * self.shape.width) as u64,
+        let of = |backbone: &Backbone| match backbone.pooling {
+            Some(_) => 4 * (backbone.test.len() * backbone.shape.taps * backbone.shape.width) as u64,
             None => 0,
-        }
+        };
+        self.backbones.iter().map(of).sum()
     }
 
     /// What [`SideBench::evaluate`] takes. Measuring is the observer's work: it takes no virtual time.
     pub fn price_of_evaluation(&self) -> Cost {
         let parameters = 4 * self.network.total() as u64;
-        if self.pivot.is_none() {
+        if self.is_language() {
             return Cost { flops: 0, bytes: self.price_of_language_evaluation() + parameters };
         }
         let batch = self.lab.work.recipe.per_device_eval_batch_size.get();
-        let own = 4 * (batch * self.shape.outputs) as u64;
-        let most = self.price_of_observing(batch).max(self.peaks.evaluation + own);
+        let own = 4 * (batch * self.outputs) as u64;
+        let observing = self.backbones.iter().map(|backbone| price_of_observing(backbone, batch));
+        let most = observing.max().unwrap_or(0).max(self.peaks.evaluation + own);
         Cost { flops: 0, bytes: most + self.observed_bytes() + parameters }
     }
 
     /// What [`SideBench::judge`] takes beside the parameters it is given.
-    pub fn price_of_judging(&self) -> u64 {
+    pub fn price_of_judging(&self, backbone: &Backbone) -> u64 {
         let batch = self.lab.work.recipe.per_device_train_batch_size.get();
-        let joint = 4 * (batch * (2 * self.shape.width + self.shape.outputs)) as u64;
-        self.price_of_observing(batch).max(self.peaks.device + joint)
-    }
-
-    /// The largest forward pass over a batch of test rows.
-    fn price_of_observing(&self, batch: usize) -> u64 {
-        let Workload { model, test, .. } = &self.lab.work;
-        let inference = |rows: Range<usize>| {
-            let taps = 4 * (rows.len() * (self.shape.taps + 1) * self.shape.width) as u64;
-            let Model { spec, task, layout, .. } = &**model;
-            price::inference(spec, task, layout, &starts(test, rows)).bytes + taps
-        };
-        test_batches(&self.lab, batch).map(inference).max().unwrap_or(0)
-            + self.lab.work.initial.len() as u64
+        let joint = 4 * (batch * (2 * backbone.shape.width + self.outputs)) as u64;
+        price_of_observing(backbone, batch).max(self.peaks.device + joint)
     }
 }
 
-/// The test rows in batches of this size.
-fn test_batches(lab: &Lab, size: usize) -> impl Iterator<Item = Range<usize>> + use<> {
-    let total = lab.work.test.len();
-    (0..total.div_ceil(size)).map(move |i| i * size..((i + 1) * size).min(total))
+/// The largest forward pass over a batch of test rows.
+fn price_of_observing(backbone: &Backbone, batch: usize) -> u64 {
+    let inference = |rows: Range<usize>| {
+        let taps = 4 * (rows.len() * (backbone.shape.taps + 1) * backbone.shape.width) as u64;
+        backbone.inference(&backbone.test, rows).bytes + taps
+    };
+    backbone.test_batches(batch).map(inference).max().unwrap_or(0) + backbone.frozen_bytes()
 }

@@ -1,5 +1,6 @@
 //! The keys of `[method]` for side-tuning, and what goes together.
 
+use super::backbone::Backbone;
 use super::device_head::HeadKind;
 use super::format::TapFormat;
 use super::privacy::Privacy;
@@ -20,6 +21,10 @@ pub struct Options {
     /// Cut the backbone into this many equal blocks and tap the last layer of each.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blocks: Option<usize>,
+    /// Where devices have different backbones: the width that the side network works at; the median of
+    /// theirs when it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub width: Option<usize>,
     pub tap_format: TapFormat,
     pub loss: LossKind,
     pub head: HeadKind,
@@ -82,6 +87,7 @@ impl Default for Options {
             form: Form::Cascade { r: 64 },
             layers: None,
             blocks: None,
+            width: None,
             tap_format: TapFormat::default(),
             loss: LossKind::default(),
             head: HeadKind::default(),
@@ -109,6 +115,23 @@ impl Options {
         Err(SetupError(
             "a language model is side-tuned with loss = \"residual\", head = \"zero\" and privacy.mode = \"plain\"".into(),
         ))
+    }
+
+    /// Refuse backbones that cannot feed one side network.
+    pub fn check_alignment(&self, backbones: &[Backbone]) -> Result<(), SetupError> {
+        let refuse = |reason: &str| Err(SetupError(reason.into()));
+        if backbones.len() > 1 && backbones.iter().any(|backbone| backbone.pooling.is_none()) {
+            return refuse(
+                "a side network adds to the tokens of one vocabulary: language models of several kinds cannot share it",
+            );
+        }
+        if backbones.len() > 1 && self.blocks.is_none() {
+            return refuse(
+                "the devices have different backbones: say with method.blocks into how many equal blocks each is \
+                 cut, at most as many as the shallowest has layers",
+            );
+        }
+        Ok(())
     }
 
     /// Refuse what cannot be meant, or would promise what it does not keep.
@@ -184,8 +207,13 @@ pub fn tapped(
     }
 }
 
-/// A side network over this many taps of one backbone of this width.
-pub fn network(form: Form, taps: usize, width: usize, outputs: usize) -> Result<SideNetwork, SetupError> {
-    let config = SideConfig { form, taps, width, outputs, backbones: vec![Width::Own] };
+/// A side network over this many taps, that works at a width to which the states of each backbone come.
+pub fn network(
+    form: Form,
+    taps: usize,
+    (width, backbones): (usize, Vec<Width>),
+    outputs: usize,
+) -> Result<SideNetwork, SetupError> {
+    let config = SideConfig { form, taps, width, outputs, backbones };
     SideNetwork::new(config).map_err(SetupError)
 }

@@ -6,7 +6,7 @@ use super::device_head::HeadKind;
 use super::exact::{Asking, Proposal};
 use super::options::{LossKind, Training};
 use super::store::{self, Stored, Unstored};
-use super::trainer::{Holding, Span};
+use super::trainer::{Holding, Span, Volume};
 use super::{Down, Up, Word};
 use crate::evaluate::Due;
 use crate::train::hold;
@@ -31,6 +31,8 @@ pub struct Server {
     /// Of these, those whose rows are not all there.
     waiting: BTreeSet<Node>,
     stage: Stage,
+    /// What there was when it was last trained on.
+    volume: Volume,
     summary: Summary,
     due: Due,
 }
@@ -45,8 +47,6 @@ pub struct Rules {
     rounds: u32,
     /// Samples of a step.
     batch: u32,
-    /// Bytes of a sample in the cache.
-    sample_bytes: u64,
     guarantee: Option<(f64, f64)>,
 }
 
@@ -98,10 +98,10 @@ pub enum ServerDone {
         theta: Blob,
         optimizer: Optimizer,
         loss: f64,
-        samples: u64,
+        volume: Volume,
         epochs: u32,
     },
-    Proposed(Vec<Proposal>),
+    Proposed(Vec<Proposal>, Volume),
     /// `refused` gave gradients that are none.
     Stepped {
         theta: Blob,
@@ -130,13 +130,16 @@ impl Side for Server {
             Event::Message { from, body } => self.message(from, body, cx),
             Event::Lost(node) => self.lost(node, cx),
             Event::Done(ServerDone::Stored(stored)) => self.stored(stored, cx),
-            Event::Done(ServerDone::Trained { theta, optimizer, loss, samples, epochs }) => {
+            Event::Done(ServerDone::Trained { theta, optimizer, loss, volume, epochs }) => {
                 (self.theta, self.optimizer) = (theta, optimizer);
-                (self.summary.loss, self.summary.examples) = (loss, samples);
+                (self.summary.loss, self.volume) = (loss, volume);
                 self.epochs = (self.epochs.0 + epochs, self.epochs.1 + epochs);
                 self.trained(cx);
             }
-            Event::Done(ServerDone::Proposed(proposals)) => self.proposed(proposals, cx),
+            Event::Done(ServerDone::Proposed(proposals, volume)) => {
+                self.volume = volume;
+                self.proposed(proposals, cx);
+            }
             Event::Done(ServerDone::Stepped { theta, optimizer, refused }) => {
                 (self.theta, self.optimizer) = (theta, optimizer);
                 refused.iter().for_each(|(node, reason)| self.refuse(*node, reason, cx));
@@ -177,18 +180,19 @@ impl Side for Server {
             ServerJob::Train { theta, mut optimizer, holdings, span } => {
                 let _held = hold(meter, theta.len() as u64 + optimizer_bytes(bench))?;
                 let mut theta = bench.theta(&theta)?;
-                let (loss, samples) =
+                let (loss, volume) =
                     bench.trainer().epochs(&mut theta, &mut optimizer, &holdings, span, meter)?;
                 Ok(ServerDone::Trained {
                     theta: Blob::from_f32(&theta),
                     optimizer,
                     loss,
-                    samples,
+                    volume,
                     epochs: span.count,
                 })
             }
             ServerJob::Propose { theta, holdings, step } => {
-                bench.propose(&theta, &holdings, step, meter).map(ServerDone::Proposed)
+                let (proposals, volume) = bench.propose(&theta, &holdings, step, meter)?;
+                Ok(ServerDone::Proposed(proposals, volume))
             }
             ServerJob::Step { theta, mut optimizer, holdings, step, gradients } => {
                 let (theta, refused) =
@@ -217,7 +221,6 @@ impl Server {
             epochs: options.epochs,
             rounds,
             batch: options.server_batch_size.get() as u32,
-            sample_bytes: (bench.shape.tap_bytes() + bench.shape.difference_bytes()) as u64,
             guarantee: options.privacy.guarantee(),
         };
         Server {
@@ -230,6 +233,7 @@ impl Server {
             present: BTreeSet::new(),
             waiting: BTreeSet::new(),
             stage: Stage::Collecting,
+            volume: Volume::default(),
             summary: Summary::default(),
             due: Due { every: recipe.eval_every, last: rounds },
         }
@@ -390,7 +394,6 @@ impl Server {
         let run_step = (self.round - 1) * steps + step;
         let theta = self.theta.clone();
         cx.run(ServerJob::Propose { theta, holdings: holdings.clone(), step: run_step });
-        self.summary.examples = u64::from(rows);
         self.stage = Stage::Asking(Asking::new(step, steps, holdings));
     }
 
@@ -491,10 +494,10 @@ impl Server {
     }
 
     fn figures(&mut self) {
-        let samples = self.summary.examples;
+        self.summary.examples = self.volume.samples;
         let mut figure = |name: &str, value: f64| self.summary.figures.insert(name.into(), value);
-        figure("cached_samples", samples as f64);
-        figure("cache_bytes", (samples * self.rules.sample_bytes) as f64);
+        figure("cached_samples", self.volume.samples as f64);
+        figure("cache_bytes", self.volume.bytes as f64);
         figure("server_epochs", f64::from(self.epochs.0));
         if let Some((epsilon, delta)) = self.rules.guarantee {
             figure("label_epsilon", epsilon);

@@ -2,6 +2,7 @@
 
 use super::bench::SideBench;
 use super::cache::{self, Chunk};
+use super::trainer::Shape;
 use crate::train::hold;
 use base::{Blob, Cost, Meter, Node};
 use federation::Fault;
@@ -37,8 +38,9 @@ pub struct Stored {
 /// Check and keep. Doing it again changes nothing, so a server that died in between just does.
 pub fn store(bench: &SideBench, unstored: Unstored, meter: &Meter) -> Result<Stored, Fault> {
     let Unstored { node, parts } = unstored;
-    let _held = hold(meter, row_bytes(bench))?;
-    let objection = parts.iter().find_map(|part| check(bench, part).err());
+    let shape = bench.backbones.of(node).shape;
+    let _held = hold(meter, row_bytes(shape))?;
+    let objection = parts.iter().find_map(|part| check(shape, part).err());
     let mut stored = Stored { node, parts: Vec::new(), differences: true, objection };
     if stored.objection.is_some() {
         return Ok(stored);
@@ -60,21 +62,21 @@ pub fn store(bench: &SideBench, unstored: Unstored, meter: &Meter) -> Result<Sto
     Ok(stored)
 }
 
-fn check(bench: &SideBench, part: &Part) -> Result<(), String> {
+fn check(shape: Shape, part: &Part) -> Result<(), String> {
     let differences = part.differences.as_ref().map(|blob| &blob.0[..]);
     match &part.taps {
-        Some(taps) => bench.shape.check(part.rows, &taps.0, differences),
-        None => bench.shape.check_differences(part.rows, differences.unwrap_or_default()),
+        Some(taps) => shape.check(part.rows, &taps.0, differences),
+        None => shape.check_differences(part.rows, differences.unwrap_or_default()),
     }
 }
 
-fn row_bytes(bench: &SideBench) -> u64 {
-    4 * (bench.shape.taps * bench.shape.width) as u64
+fn row_bytes(shape: Shape) -> u64 {
+    4 * (shape.taps * shape.width) as u64
 }
 
 /// What [`store`] takes.
 pub fn price(bench: &SideBench, unstored: &Unstored) -> Cost {
     let bytes = unstored.parts.iter().flat_map(|part| [&part.taps, &part.differences]);
     let bytes: u64 = bytes.flatten().map(|blob| blob.len() as u64).sum();
-    Cost { flops: bytes, bytes: row_bytes(bench) }
+    Cost { flops: bytes, bytes: row_bytes(bench.backbones.of(unstored.node).shape) }
 }

@@ -1,5 +1,6 @@
 //! Training the side network from the cache, with no device in the loop.
 
+use super::backbone::Backbones;
 use super::cache::{Cache, Chunk, Part, RowReader};
 use super::format::TapFormat;
 use crate::lab::Lab;
@@ -48,7 +49,15 @@ pub struct Sample {
     pub row: u32,
 }
 
-/// Samples as the side network reads them.
+/// How much there is to train on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    pub samples: u64,
+    /// In the cache.
+    pub bytes: u64,
+}
+
+/// Samples of one backbone as the side network reads them.
 pub struct Batch {
     /// rows x width, one a tapped layer.
     pub taps: Vec<Mat>,
@@ -68,6 +77,11 @@ impl Shape {
             Differences::Dense => 4 * self.outputs,
             Differences::Sparse { entries } => 8 * entries,
         }
+    }
+
+    /// Bytes of a sample in the cache.
+    pub fn sample_bytes(self) -> usize {
+        self.tap_bytes() + self.difference_bytes()
     }
 
     /// Read a difference; every output is written.
@@ -135,7 +149,7 @@ pub fn samples(cache: &Cache, holdings: &[Holding]) -> Vec<Sample> {
     samples
 }
 
-/// Read samples from the cache.
+/// Read samples of one backbone from the cache.
 pub fn read(
     ws: &Workspace,
     reader: &mut RowReader<'_>,
@@ -169,7 +183,7 @@ pub struct Trainer<'a> {
     pub network: &'a SideNetwork,
     pub cache: &'a Cache,
     pub lab: &'a Lab,
-    pub shape: Shape,
+    pub backbones: &'a Backbones,
     /// Samples of a step.
     pub batch: usize,
     /// What the workspace holds in a step.
@@ -186,8 +200,14 @@ pub struct Span {
 }
 
 impl Trainer<'_> {
-    /// Epochs over shuffled samples by the residual loss; returns the mean loss of the last, and how many
-    /// samples there are.
+    /// How much these samples are.
+    pub fn volume(&self, samples: &[Sample]) -> Volume {
+        let bytes = samples.iter().map(|sample| self.backbones.of(sample.node).shape.sample_bytes() as u64);
+        Volume { samples: samples.len() as u64, bytes: bytes.sum() }
+    }
+
+    /// Epochs over shuffled samples by the residual loss; returns the mean loss of the last, and how much
+    /// there is.
     pub fn epochs(
         &self,
         theta: &mut [f32],
@@ -195,7 +215,7 @@ impl Trainer<'_> {
         holdings: &[Holding],
         span: Span,
         meter: &Meter,
-    ) -> Result<(f64, u64), Fault> {
+    ) -> Result<(f64, Volume), Fault> {
         let mut samples = samples(self.cache, holdings);
         let _held = hold(meter, (size_of::<Sample>() * 2 * samples.len() + 4 * theta.len()) as u64)?;
         let canonical = samples.clone();
@@ -207,9 +227,8 @@ impl Trainer<'_> {
             samples.copy_from_slice(&canonical);
             self.order(epoch).stream().shuffle(&mut samples);
             loss = 0.0;
-            for (step, batch) in (0u32..).zip(samples.chunks(self.batch)) {
-                let batch = read(&ws, &mut reader, self.shape, batch)?;
-                loss += self.gradient(&ws, theta, &batch, &mut grad)?;
+            for (step, batch) in (0u32..).zip(samples.chunks_mut(self.batch)) {
+                loss += self.gradient(&ws, &mut reader, theta, batch, &mut grad)?;
                 self.step(theta, optimizer, &mut grad, (epoch * steps + step, span.total * steps));
             }
         }
@@ -220,29 +239,37 @@ impl Trainer<'_> {
                 span.first
             )));
         }
-        Ok((loss / canonical.len().max(1) as f64, canonical.len() as u64))
+        Ok((loss / canonical.len().max(1) as f64, self.volume(&canonical)))
     }
 
     pub(super) fn order(&self, epoch: u32) -> Seed {
         self.lab.seed.child("side epoch", epoch.into())
     }
 
-    /// The sum of the losses of a batch, and the gradient of its mean.
+    /// The sum of the losses of these samples, and the gradient of its mean.
     fn gradient(
         &self,
         ws: &Workspace,
+        reader: &mut RowReader<'_>,
         theta: &[f32],
-        batch: &Batch,
+        samples: &mut [Sample],
         grad: &mut [f32],
     ) -> Result<f64, Fault> {
         let fault = |error: model::Error| Fault(format!("training the side network: {error}"));
+        let (scale, mut loss) = (1.0 / samples.len() as f32, 0.0);
         grad.fill(0.0);
-        let forward = self.network.forward_for_backward(ws, theta, 0, &batch.taps);
-        let (y, trail) = forward.map_err(fault)?;
-        let (sum, dy) = squared_loss_backward(ws, &y, &batch.differences, 1.0 / y.rows() as f32)
-            .map_err(|error| fault(error.into()))?;
-        self.network.backward(ws, theta, 0, &batch.taps, (trail, &dy), grad).map_err(fault)?;
-        Ok(sum)
+        for (backbone, samples) in self.backbones.groups(samples) {
+            let batch = read(ws, reader, backbone.shape, samples)?;
+            let forward = self.network.forward_for_backward(ws, theta, backbone.number, &batch.taps);
+            let (y, trail) = forward.map_err(fault)?;
+            let (sum, dy) = squared_loss_backward(ws, &y, &batch.differences, scale)
+                .map_err(|error| fault(error.into()))?;
+            self.network
+                .backward(ws, theta, backbone.number, &batch.taps, (trail, &dy), grad)
+                .map_err(fault)?;
+            loss += sum;
+        }
+        Ok(loss)
     }
 
     /// One step of the optimiser, the `step`th `of` the run.

@@ -8,6 +8,7 @@ use super::Word;
 use super::bench::{Rows, SideBench};
 use super::device_head::{FEATURES, HeadKind};
 use super::observe::WEIGHTS;
+use super::trainer::Shape;
 use crate::train::hold;
 use base::{Blob, Cost, Meter, Node};
 use federation::Fault;
@@ -34,14 +35,14 @@ pub fn train_head(
     let _held = hold(meter, states_bytes(bench, &rows) + 4 * bench.head.parameters() as u64)?;
     let all: Vec<u8> = features.iter().flat_map(|blob| blob.0.iter().copied()).collect();
     let labels = bench.labels(node, &rows.training)?;
-    if all.len() != labels.len() * FEATURES.row_bytes(bench.shape.width) {
+    if all.len() != labels.len() * FEATURES.row_bytes(bench.head.width) {
         return Err(Fault("some states that the head is trained on are gone".into()));
     }
     let order = bench.lab.seed.child("device head", node.0.into());
     let head = bench.head.train(&all, &labels, order, meter)?;
     let (ws, mut differences) = (Workspace::new(meter, 1), Vec::new());
     for (index, blob) in (0..).zip(features) {
-        let (mut out, stride) = (Vec::new(), FEATURES.row_bytes(bench.shape.width));
+        let (mut out, stride) = (Vec::new(), FEATURES.row_bytes(bench.head.width));
         for (batch, positions) in blob.0.chunks(64 * stride).zip(bench.chunk(node, index).chunks(64)) {
             let own = bench.own(&ws, &head, batch)?;
             for (at, &position) in positions.iter().enumerate() {
@@ -68,16 +69,17 @@ pub fn weigh(
     let labels = bench.labels(node, &bench.rows(node).validation)?;
     let (ws, mut hits) = (Workspace::new(meter, 1), [0; WEIGHTS.len()]);
     let size = bench.lab.work.recipe.per_device_train_batch_size.get();
-    let features = validation.features.0.chunks(size * FEATURES.row_bytes(bench.shape.width));
-    let taps = validation.taps.0.chunks(size * bench.shape.tap_bytes());
+    let features = validation.features.0.chunks(size * FEATURES.row_bytes(bench.head.width));
+    let backbone = bench.backbones.of(node);
+    let taps = validation.taps.0.chunks(size * backbone.shape.tap_bytes());
     for ((features, taps), labels) in features.zip(taps).zip(labels.chunks(size)) {
         let own = bench.own(&ws, &head, features)?;
-        let side = bench.side(&ws, &theta, &read_taps(bench, &ws, taps)?)?;
+        let side = bench.side(&ws, &theta, backbone.number, &read_taps(backbone.shape, &ws, taps)?)?;
         bench.count_hits(&own, &side, labels, &mut hits);
     }
     drop(ws);
     let weight = if labels.is_empty() { 1.0 } else { best(&hits) };
-    let (eval, alone) = bench.judge(&theta, &head, weight, meter)?;
+    let (eval, alone) = bench.judge(backbone, (&theta, &head), weight, meter)?;
     Ok(Word { weight, eval, alone })
 }
 
@@ -88,8 +90,8 @@ fn best(hits: &[usize; WEIGHTS.len()]) -> f32 {
 }
 
 /// Taps as they are sent, one rows x width matrix a layer.
-fn read_taps(bench: &SideBench, ws: &Workspace, taps: &[u8]) -> Result<Vec<Mat>, Fault> {
-    let (shape, stride) = (bench.shape, bench.shape.tap_bytes());
+fn read_taps(shape: Shape, ws: &Workspace, taps: &[u8]) -> Result<Vec<Mat>, Fault> {
+    let stride = shape.tap_bytes();
     let mat = |_| ws.scratch(taps.len() / stride, shape.width).map_err(|error| Fault(error.to_string()));
     let mut mats = (0..shape.taps).map(mat).collect::<Result<Vec<Mat>, Fault>>()?;
     let mut row = vec![0.0; shape.taps * shape.width];
@@ -103,7 +105,7 @@ fn read_taps(bench: &SideBench, ws: &Workspace, taps: &[u8]) -> Result<Vec<Mat>,
 }
 
 fn states_bytes(bench: &SideBench, rows: &Rows) -> u64 {
-    let row = FEATURES.row_bytes(bench.shape.width) + bench.shape.difference_bytes() + 8;
+    let row = FEATURES.row_bytes(bench.head.width) + 4 * bench.outputs + 8;
     (rows.training.len() * row) as u64
 }
 
@@ -121,7 +123,7 @@ pub fn price(bench: &SideBench, node: Node) -> Cost {
     let rows = bench.rows(node).validation.len();
     let parameters = (bench.network.total() + bench.head.parameters()) as u64;
     let flops = 2 * parameters * rows as u64;
-    Cost { flops, bytes: 4 * parameters + bench.price_of_judging() }
+    Cost { flops, bytes: 4 * parameters + bench.price_of_judging(bench.backbones.of(node)) }
 }
 
 /// What the device keeps between jobs: nothing, where its head is zero.
@@ -129,9 +131,9 @@ pub fn kept_bytes(bench: &SideBench, rows: &Rows) -> u64 {
     match bench.options.head {
         HeadKind::Zero => 0,
         HeadKind::Trained => {
-            let states = rows.training.len() * FEATURES.row_bytes(bench.shape.width);
+            let states = rows.training.len() * FEATURES.row_bytes(bench.head.width);
             states as u64
-                + bench.forwarded_bytes(rows.validation.len())
+                + bench.forwarded_bytes(bench.backbones.first(), rows.validation.len())
                 + 4 * bench.head.parameters() as u64
         }
     }

@@ -115,6 +115,7 @@ pub fn workload(family: &str, layers: usize, learn: Learn, peft: &PeftConfig, de
         owners: Arc::default(),
         recipe,
         threads: 1,
+        others: Arc::default(),
     }
 }
 

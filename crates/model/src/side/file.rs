@@ -11,13 +11,13 @@ use std::path::Path;
 pub const WEIGHTS_FILE: &str = "side_network.safetensors";
 pub const CONFIG_FILE: &str = "side_network_config.json";
 
-/// What a device must know to use a side network beside its backbone.
+/// What a device must know to use a side network beside its backbone, which is one of those it was trained with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SideCard {
     pub network: SideConfig,
-    /// The tapped layers of the backbone, from 0.
-    pub layers: Vec<usize>,
+    /// The tapped layers of each backbone, from 0.
+    pub layers: Vec<Vec<usize>>,
     pub reads: Reads,
     pub added_to: AddedTo,
     /// Class names.
@@ -73,6 +73,10 @@ pub fn load(dir: &Path) -> Result<(SideCard, SideNetwork, Vec<f32>), LoadError> 
     let bad = |what: String| LoadError::Config(format!("{}: {what}", path.display()));
     let card: SideCard = serde_json::from_str(&text).map_err(|error| bad(error.to_string()))?;
     let network = SideNetwork::new(card.network.clone()).map_err(bad)?;
+    let complete = card.layers.iter().all(|layers| layers.len() == card.network.taps);
+    if !complete || card.layers.len() != card.network.backbones.len() {
+        return Err(bad("it does not say of every backbone which layers are tapped".into()));
+    }
     let path = dir.join(WEIGHTS_FILE);
     let bytes = std::fs::read(&path).map_err(LoadError::io(&path))?;
     let file = path.display().to_string();
