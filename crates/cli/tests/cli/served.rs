@@ -26,12 +26,22 @@ impl Drop for Process {
 
 impl Process {
     fn start(scratch: &Scratch, log: &str, arguments: &[&str]) -> Process {
+        Process::spawn(scratch, log, Command::new(env!("CARGO_BIN_EXE_undertone")).args(arguments))
+    }
+
+    /// On a disk that takes no file of more than so many blocks of 512 bytes: writing then fails.
+    fn start_cramped(scratch: &Scratch, log: &str, blocks: u32, arguments: &[&str]) -> Process {
+        let limit = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
+        let shell = ["-c", &limit, env!("CARGO_BIN_EXE_undertone")];
+        Process::spawn(scratch, log, Command::new("sh").args(shell).args(arguments))
+    }
+
+    fn spawn(scratch: &Scratch, log: &str, command: &mut Command) -> Process {
         let file = |ending: &str| {
             let path = scratch.path().join(format!("{log}.{ending}"));
             fs::OpenOptions::new().append(true).create(true).open(path).unwrap()
         };
-        let mut command = Command::new(env!("CARGO_BIN_EXE_undertone"));
-        command.current_dir(scratch.path()).args(arguments).stdin(Stdio::null());
+        command.current_dir(scratch.path()).stdin(Stdio::null());
         Process(command.stdout(file("out")).stderr(file("err")).spawn().unwrap())
     }
 
@@ -78,11 +88,15 @@ impl<'a> Served<'a> {
     }
 
     pub fn server(&self) -> Process {
+        self.serve(&|log, arguments| Process::start(self.scratch, log, arguments))
+    }
+
+    fn serve(&self, start: &dyn Fn(&str, &[&str]) -> Process) -> Process {
         let (listen, out) = (format!("127.0.0.1:{}", self.port), format!("{}-run", self.name));
         let state = format!("{}-shards/server", self.name);
         let arguments =
             ["serve", "tiny.toml", "--listen", &listen, "--state", &state, "--out", &out, "--threads", "1"];
-        Process::start(self.scratch, &format!("{}-server", self.name), &self.with_sets(&arguments))
+        start(&format!("{}-server", self.name), &self.with_sets(&arguments))
     }
 
     pub fn device(&self, node: u32, more: &[&str]) -> Process {
@@ -185,6 +199,24 @@ fn kills_of_server_and_devices_change_the_clock_only() {
     let served =
         Served::new(&scratch, "killed", &["run.num-server-rounds=60", "cohort.fraction-train=1.0"]);
     kill_now_and_then(&served);
+    assert_eq!(weights(&served.run()), served.simulated());
+}
+
+/// The store cannot be written any more in the middle of the run; later there is room again.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_ends_a_server_with_a_word_and_costs_time_only() {
+    let scratch = Scratch::tiny();
+    let served = Served::new(&scratch, "full", &["run.num-server-rounds=30", "cohort.fraction-train=1.0"]);
+    let mut cramped =
+        served.serve(&|log, arguments| Process::start_cramped(&scratch, log, 2000, arguments));
+    let _devices = served.devices();
+    let code = cramped.end();
+    let said = served.log("server");
+    assert!(code.is_some_and(|code| code != 0 && code != 101), "{code:?}: {said}");
+    assert!(said.contains("ROUND") && said.contains("error: "), "{said}");
+    let mut server = served.server();
+    assert_eq!(server.end(), Some(0), "{}", served.log("server"));
     assert_eq!(weights(&served.run()), served.simulated());
 }
 

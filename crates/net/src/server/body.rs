@@ -13,6 +13,8 @@ const PAUSE: Duration = Duration::from_secs(20);
 /// ... and must come at this rate, in bytes a second, once it is older than that. There is no other limit to
 /// its time: what is slow but moves is welcome.
 const LEAST_RATE: u64 = 256;
+/// Pieces of a body that may bring nothing: each is a few bytes to send and work to take in.
+const EMPTY: u32 = 64;
 
 /// Hand each piece of a body on as it comes.
 pub async fn each(
@@ -20,12 +22,16 @@ pub async fn each(
     limit: u64,
     mut piece: impl FnMut(&Bytes) -> Result<(), Refusal>,
 ) -> Result<(), Refusal> {
-    let (begun, mut came) = (Instant::now(), 0u64);
+    let (begun, mut came, mut empty) = (Instant::now(), 0u64, 0);
     loop {
         let frame = timeout(PAUSE, body.frame()).await.map_err(|_| slow())?;
         let Some(frame) = frame else { return Ok(()) };
         let frame = frame.map_err(|_| cut())?;
         let Some(bytes) = frame.data_ref() else { continue };
+        empty += u32::from(bytes.is_empty());
+        if empty > EMPTY {
+            return Err(slow());
+        }
         came += bytes.len() as u64;
         if came > limit {
             let reason = format!("the body is longer than {limit} bytes");

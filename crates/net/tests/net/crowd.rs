@@ -50,7 +50,7 @@ async fn idle(wallet: Wallet, at: Url) {
 }
 
 /// Bytes of this process in memory: the server, and all devices too.
-fn resident() -> u64 {
+pub fn resident() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4096
 }

@@ -4,6 +4,7 @@
 mod attacks;
 mod client;
 mod crowd;
+mod floods;
 mod loopback;
 mod mangle;
 mod proxy;
