@@ -81,7 +81,7 @@ fn batch_of(rows: &[&Encoded]) -> (Tokens, Targets) {
     let sequences: Vec<&[u32]> = rows.iter().map(|row| row.ids.as_slice()).collect();
     let class = |row: &&Encoded| match row.target {
         Target::Class(class) => Some(class),
-        Target::None | Target::Completion { .. } => None,
+        Target::None | Target::Number(_) | Target::Completion { .. } => None,
     };
     let classes: Option<Vec<u32>> = rows.iter().map(class).collect();
     (Tokens::of(&sequences), classes.map_or(Targets::NextToken, Targets::Classes))

@@ -7,7 +7,7 @@ use crate::memory::PROCESS;
 use crate::run_dir::{self, RunDir};
 use crate::scenario::{BUILTIN, DataConfig, ModelConfig, Scenario, TaskKind};
 use base::{Blob, Node, Seed, units};
-use data::{Columns, Dataset, Encoded, Holdings, PartitionConfig, Tokenizer};
+use data::{Columns, Dataset, Encoded, Holdings, LabelKind, PartitionConfig, Tokenizer};
 use federation::{Acceptance, Member, Plan};
 use methods::{Assembly, Keep, OtherBackbone, Quote, Setup, Workload};
 use model::{Model, PeftConfig, Task};
@@ -156,7 +156,8 @@ fn material(
     else {
         return Err(Failure::new(Exit::Usage, "[model], [data] or [peft] is missing"));
     };
-    let Rows { train, test, dealt } = rows(holder, data_config, devices.len(), seed)?;
+    let kind = model_config.task.label_kind();
+    let Rows { train, test, dealt } = rows(holder, (data_config, kind), devices.len(), seed)?;
     let mut backbones = Vec::new();
     for config in model_config.all() {
         let loaded = load(&config.path, &task(&config, &train.labels)?, peft, seed)?;
@@ -223,7 +224,12 @@ pub struct Rows {
 }
 
 /// Read the rows that `holder` holds, and deal them to their devices.
-pub fn rows(holder: Holder, config: &DataConfig, devices: usize, seed: Seed) -> Result<Rows, Failure> {
+pub fn rows(
+    holder: Holder,
+    (config, kind): (&DataConfig, LabelKind),
+    devices: usize,
+    seed: Seed,
+) -> Result<Rows, Failure> {
     let none = |labels: &[String]| Dataset {
         examples: Vec::new(),
         labels: labels.to_vec(),
@@ -231,19 +237,21 @@ pub fn rows(holder: Holder, config: &DataConfig, devices: usize, seed: Seed) -> 
     };
     match holder {
         Holder::Simulator => {
-            let train = read_rows(&config.train, &columns(config), Split::Train)?;
-            let test = read_rows(&config.test, &columns(config).with_labels(&train.labels), Split::Test)?;
+            let train = read_rows(&config.train, &columns(config, kind), Split::Train)?;
+            let columns = columns(config, kind).with_labels(&train.labels);
+            let test = read_rows(&config.test, &columns, Split::Test)?;
             let dealt = data::partition(&train, &config.partition, devices, seed.child("partition", 0))
                 .map_err(|error| Failure::new(Exit::Data, error))?;
             Ok(Rows { train, test, dealt })
         }
         Holder::Server => {
-            let test = read_rows(&config.test, &columns(config), Split::Test)?;
+            let test = read_rows(&config.test, &columns(config, kind), Split::Test)?;
             Ok(Rows { train: none(&test.labels), test, dealt: vec![Vec::new(); devices] })
         }
         Holder::Device { node, rows, labels } => {
             // The names of columns in the scenario are those of the server's file.
-            let train = read_rows(rows, &Columns::default().with_labels(labels), Split::Train)?;
+            let columns = Columns { label_kind: kind, ..Columns::default() }.with_labels(labels);
+            let train = read_rows(rows, &columns, Split::Train)?;
             let mut dealt = vec![Vec::new(); devices];
             dealt[node.0 as usize - 1] = (0..train.len() as u32).collect();
             Ok(Rows { test: none(labels), train, dealt })
@@ -309,6 +317,7 @@ impl Loaded {
 pub fn task(config: &ModelConfig, labels: &[String]) -> Result<Task, Failure> {
     match config.task {
         TaskKind::CausalLm => Ok(Task::CausalLm),
+        TaskKind::Regression => Ok(Task::Regression { pooling: config.pooling }),
         TaskKind::Classification if labels.len() < 2 => {
             let found = if labels.is_empty() {
                 "no label".to_owned()
@@ -337,9 +346,9 @@ fn read_rows(path: &str, columns: &Columns, split: Split) -> Result<Dataset, Fai
 }
 
 /// The columns to read, with the one that a natural partition goes by.
-fn columns(config: &DataConfig) -> Columns {
+fn columns(config: &DataConfig, kind: LabelKind) -> Columns {
     let client = config.partition.column().map(str::to_owned).or_else(|| config.columns.client.clone());
-    Columns { client, ..config.columns.clone() }
+    Columns { client, label_kind: kind, ..config.columns.clone() }
 }
 
 impl Prepared {

@@ -4,7 +4,7 @@
 
 use crate::errors::Failure;
 use crate::settings::{Settings, nearest};
-use data::{Columns, LongRows, PartitionConfig};
+use data::{Columns, LabelKind, LongRows, PartitionConfig};
 use federation::{CohortConfig, Member};
 use methods::{Entry, METHODS, TrainConfig};
 use model::{PeftConfig, Pooling};
@@ -132,7 +132,19 @@ impl ModelConfig {
 pub enum TaskKind {
     #[default]
     Classification,
+    /// A number a row.
+    Regression,
     CausalLm,
+}
+
+impl TaskKind {
+    /// What the label column holds.
+    pub fn label_kind(self) -> LabelKind {
+        match self {
+            TaskKind::Regression => LabelKind::Numbers,
+            TaskKind::Classification | TaskKind::CausalLm => LabelKind::Classes,
+        }
+    }
 }
 
 /// `[data]`

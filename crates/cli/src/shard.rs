@@ -1,6 +1,6 @@
 //! A device's rows as a file of its own, in the order they were dealt.
 
-use data::{Dataset, Example, Input};
+use data::{Dataset, Example, Input, Label};
 use serde_json::{Map, Value, json};
 
 /// Rows of a set as JSON Lines under the usual names of columns, which `join --data` reads.
@@ -22,7 +22,11 @@ fn line(dataset: &Dataset, example: &Example) -> Value {
         Input::Messages(messages) => Map::from_iter([("messages".to_owned(), json!(messages))]),
     };
     if let Some(label) = example.label {
-        row.insert("label".to_owned(), json!(dataset.labels[label as usize]));
+        let label = match label {
+            Label::Class(class) => json!(dataset.labels[class as usize]),
+            Label::Number(number) => json!(number),
+        };
+        row.insert("label".to_owned(), label);
     }
     Value::Object(row)
 }

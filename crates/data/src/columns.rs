@@ -24,13 +24,25 @@ pub struct Columns {
     pub instruction: Option<String>,
     pub input: Option<String>,
     pub output: Option<String>,
-    /// Integers, or strings.
+    /// Integers or strings; any numbers, where numbers are learned.
     pub label: Option<String>,
     /// The key of the natural partition: one value a person or device.
     pub client: Option<String>,
     /// Names of the labels by class index. Give those of the training set when reading the test set:
     /// integers outside the list and unknown strings are then errors.
     pub labels: Option<Vec<String>>,
+    /// What the label column holds. The task says so, and no key of its own.
+    #[serde(skip)]
+    pub label_kind: LabelKind,
+}
+
+/// What labels are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LabelKind {
+    #[default]
+    Classes,
+    /// A number a row.
+    Numbers,
 }
 
 impl Columns {

@@ -2,22 +2,24 @@
 
 use tokenizers::Encoding;
 
-use crate::example::{Example, Input};
+use crate::example::{Example, Input, Label};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
 /// What a row asks the model to learn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Target {
     /// Nothing is marked: a causal language model predicts every next token.
     None,
     /// The class of the whole sequence.
     Class(u32),
+    /// A number for the whole sequence.
+    Number(f32),
     /// Only the tokens from this index on are learned; those before are the prompt.
     Completion { from: usize },
 }
 
 /// One row as the model sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Encoded {
     /// Token ids, special tokens included; never padded.
     pub ids: Vec<u32>,
@@ -57,7 +59,11 @@ impl Tokenizer {
     /// If special tokens alone fill `max_seq_length`, or the row has no tokens.
     pub fn encode(&self, example: &Example, max_seq_length: usize) -> Result<Encoded, TokenizerError> {
         let line = example.line;
-        let target = example.label.map_or(Target::None, Target::Class);
+        let target = match example.label {
+            None => Target::None,
+            Some(Label::Class(class)) => Target::Class(class),
+            Some(Label::Number(number)) => Target::Number(number),
+        };
         let encoded = match &example.input {
             Input::Text(text) => self.text(self.body(text, line)?.get_ids(), target, max_seq_length)?,
             Input::Pair(first, second) => {

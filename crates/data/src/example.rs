@@ -23,12 +23,28 @@ pub struct Message {
     pub content: String,
 }
 
+/// What a row should come to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Label {
+    /// Index into [`Dataset::labels`].
+    Class(u32),
+    /// A number, which is finite.
+    Number(f32),
+}
+
+impl Label {
+    /// The class, where it is one.
+    pub fn class(self) -> Option<u32> {
+        if let Label::Class(class) = self { Some(class) } else { None }
+    }
+}
+
 /// One row.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Example {
     pub input: Input,
-    /// Index into [`Dataset::labels`]. Either every row of a set has one, or none.
-    pub label: Option<u32>,
+    /// Either every row of a set has one, or none; all of one kind.
+    pub label: Option<Label>,
     /// Who wrote it: the key of the natural partition.
     pub client: Option<String>,
     /// Line of the file it came from, from 1 (0: generated).
@@ -39,7 +55,7 @@ pub struct Example {
 #[derive(Clone, Debug)]
 pub struct Dataset {
     pub examples: Vec<Example>,
-    /// Names by class index; empty when rows carry no label. Integer labels without given names are
+    /// Names by class index; empty when rows carry no label, or numbers. Integer labels without given names are
     /// named `"0"`, `"1"`, ...; string labels are numbered in sorted order.
     pub labels: Vec<String>,
     pub path: PathBuf,

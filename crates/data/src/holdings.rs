@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::example::Dataset;
+use crate::example::{Dataset, Label};
 
 /// Rows of each device by label.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +29,9 @@ impl Holdings {
         let count = |shard: &Vec<u32>| {
             let mut counts = vec![0; labels.len()];
             for row in shard {
-                counts[dataset.examples[*row as usize].label.unwrap_or(0) as usize] += 1;
+                counts
+                    [dataset.examples[*row as usize].label.and_then(Label::class).unwrap_or(0) as usize] +=
+                    1;
             }
             counts
         };

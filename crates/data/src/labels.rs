@@ -5,15 +5,17 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::columns::wrong_type;
+use crate::columns::{Columns, LabelKind, wrong_type};
 use crate::error::{At, DataError};
-use crate::example::Example;
+use crate::example::{Example, Label};
 
 /// Class indices above this are taken for a mistake (a hash or an identifier in the label column).
 const MOST_CLASSES: i64 = 1 << 16;
 
 /// The label column of a file while it is read.
 pub(crate) struct Labels {
+    kind: LabelKind,
+    numbers: Vec<f32>,
     given: Option<Vec<String>>,
     /// CSV: every cell is text, so a column is integers only if all of it is.
     untyped: bool,
@@ -27,13 +29,25 @@ enum Raw {
 }
 
 impl Labels {
-    /// `given`: the names by class index, if known beforehand.
-    pub(crate) fn new(given: Option<Vec<String>>, untyped: bool) -> Labels {
-        Labels { given, untyped, raw: Vec::new() }
+    /// Of the columns the names by class index, if known beforehand, and the kind.
+    pub(crate) fn new(columns: &Columns, untyped: bool) -> Labels {
+        Labels {
+            kind: columns.label_kind,
+            given: columns.labels.clone(),
+            untyped,
+            raw: Vec::new(),
+            numbers: Vec::new(),
+        }
     }
 
     /// Take the label of the next row in.
     pub(crate) fn push(&mut self, value: &Value, column: &str, at: &At) -> Result<(), DataError> {
+        if self.kind == LabelKind::Numbers {
+            let number = number(value, self.untyped);
+            let number = number.ok_or_else(|| wrong_type(at, column, "a number in every row", value))?;
+            self.numbers.push(number);
+            return Ok(());
+        }
         let raw = match value {
             Value::String(name) if name.is_empty() => {
                 return Err(wrong_type(at, column, "a label in every row", value));
@@ -61,6 +75,9 @@ impl Labels {
 
     /// Write class indices into the examples; the class names.
     pub(crate) fn resolve(self, examples: &mut [Example], path: &Path) -> Result<Vec<String>, DataError> {
+        for (example, number) in examples.iter_mut().zip(&self.numbers) {
+            example.label = Some(Label::Number(*number));
+        }
         if self.raw.is_empty() {
             return Ok(Vec::new());
         }
@@ -69,7 +86,7 @@ impl Labels {
         let by_name: BTreeMap<&str, u32> = names.iter().map(String::as_str).zip(0..).collect();
         for (example, raw) in examples.iter_mut().zip(raw) {
             let at = At { path: path.to_owned(), line: example.line };
-            example.label = Some(index(raw, &names, &by_name, at)?);
+            example.label = Some(Label::Class(index(raw, &names, &by_name, at)?));
         }
         Ok(names)
     }
@@ -127,4 +144,14 @@ fn shown(raw: &Raw) -> String {
         Raw::Index(index) => index.to_string(),
         Raw::Name(name) => name.clone(),
     }
+}
+
+/// A finite number as written: in a file without types also as text.
+fn number(value: &Value, untyped: bool) -> Option<f32> {
+    let number = match value {
+        Value::Number(number) => number.as_f64(),
+        Value::String(text) if untyped => text.trim().parse().ok(),
+        _ => None,
+    };
+    number.map(|number| number as f32).filter(|number| number.is_finite())
 }

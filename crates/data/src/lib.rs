@@ -29,11 +29,11 @@ pub mod utterances;
 pub mod vocabulary;
 
 pub use blocks::LongRows;
-pub use columns::Columns;
+pub use columns::{Columns, LabelKind};
 pub use encode::{Encoded, Target};
 pub use epoch::Epoch;
 pub use error::{At, Available, DataError};
-pub use example::{Dataset, Example, Input, Message};
+pub use example::{Dataset, Example, Input, Label, Message};
 pub use holdings::Holdings;
 pub use partition::{PartitionConfig, PartitionError, SizeLaw, partition};
 pub use read::{read, read_within};

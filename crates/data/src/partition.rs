@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use base::Seed;
 use serde::{Deserialize, Serialize};
 
-use crate::example::Dataset;
+use crate::example::{Dataset, Label};
 use crate::skew;
 
 /// `data.partition` of a scenario: how the rows of one file are dealt to devices. Names and meanings
@@ -89,7 +89,9 @@ pub enum PartitionError {
     Alpha { alpha: f64 },
     #[error("{name} = 0 leaves every device empty; set it to 1 or more")]
     Zero { name: &'static str },
-    #[error("partition by label, but the rows of {path} have no label; choose iid, quantity or natural")]
+    #[error(
+        "partition by label, but the rows of {path} have no class for a label; choose iid, quantity or natural"
+    )]
     NoLabels { path: String },
     #[error(
         "{devices} devices with at least {min_rows} rows each need {} rows, and there are {rows}; \
@@ -196,6 +198,7 @@ fn by_label(dataset: &Dataset) -> Result<Vec<Vec<u32>>, PartitionError> {
     for (row, example) in (0..).zip(&dataset.examples) {
         let label = example
             .label
+            .and_then(Label::class)
             .ok_or_else(|| PartitionError::NoLabels { path: dataset.path.display().to_string() })?;
         labels.entry(label).or_default().push(row);
     }

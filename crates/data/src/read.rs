@@ -199,7 +199,7 @@ impl Rows<'_> {
             shape: self.columns.shape(first, at)?,
             label: optional(&self.columns.label, "label"),
             client: optional(&self.columns.client, "client"),
-            labels: Labels::new(self.columns.labels.clone(), self.untyped),
+            labels: Labels::new(self.columns, self.untyped),
         })
     }
 }

@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 
 use base::{Seed, Stream};
 
-use crate::example::{Dataset, Example, Input};
+use crate::example::{Dataset, Example, Input, Label};
 use persona::{NAMES, Persona};
 
 /// Rows of the built-in training set.
@@ -41,7 +41,7 @@ pub fn generate(train: usize, test: usize, seed: Seed) -> (Dataset, Dataset) {
             if said.insert(text.clone()) {
                 examples.push(Example {
                     input: Input::Text(text),
-                    label: Some(label as u32),
+                    label: Some(Label::Class(label as u32)),
                     client: Some(client.to_owned()),
                     line: examples.len() as u64 + 1,
                 });

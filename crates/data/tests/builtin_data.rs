@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use base::Seed;
 use undertone_data::utterances::{SEED, TEST, TRAIN, corpus, generate};
 use undertone_data::{
-    Example, Holdings, Input, PartitionConfig, Tokenizer, partition, utterances, vocabulary,
+    Example, Holdings, Input, Label, PartitionConfig, Tokenizer, partition, utterances, vocabulary,
 };
 
 fn text(example: &Example) -> &str {
@@ -65,8 +65,11 @@ fn words_alone_do_not_tell_the_intent() {
     let scores = |weights: &[Vec<f64>], bag: &[usize]| -> Vec<f64> {
         (0..classes).map(|class| bag.iter().map(|word| weights[*word][class]).sum()).collect()
     };
-    let rows: Vec<(Vec<usize>, usize)> =
-        train.examples.iter().map(|example| (bag(example), example.label.unwrap() as usize)).collect();
+    let rows: Vec<(Vec<usize>, usize)> = train
+        .examples
+        .iter()
+        .map(|example| (bag(example), example.label.and_then(Label::class).unwrap() as usize))
+        .collect();
     for epoch in 0..30 {
         let rate = 0.1 / (1.0 + 0.2 * f64::from(epoch));
         for (bag, label) in &rows {
@@ -82,7 +85,7 @@ fn words_alone_do_not_tell_the_intent() {
     let right = |example: &&Example| {
         let scores = scores(&weights, &bag(example));
         let best = (0..classes).max_by(|a, b| scores[*a].total_cmp(&scores[*b])).unwrap();
-        Some(best as u32) == example.label
+        Some(Label::Class(best as u32)) == example.label
     };
     let accuracy = test.examples.iter().filter(right).count() as f64 / TEST as f64;
     println!("bag of words: {accuracy:.3}");

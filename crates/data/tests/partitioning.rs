@@ -6,14 +6,14 @@ use std::num::NonZeroUsize;
 use base::{Node, Seed};
 use proptest::prelude::*;
 use undertone_data::{
-    Dataset, Epoch, Example, Holdings, Input, PartitionConfig, PartitionError, SizeLaw, partition,
+    Dataset, Epoch, Example, Holdings, Input, Label, PartitionConfig, PartitionError, SizeLaw, partition,
 };
 
 /// Rows with labels 0..labels in turn, written by `clients` people with unequal diligence.
 fn rows(count: usize, labels: usize, clients: usize) -> Dataset {
     let example = |row: usize| Example {
         input: Input::Text(row.to_string()),
-        label: Some((row % labels) as u32),
+        label: Some(Label::Class((row % labels) as u32)),
         client: Some(format!("c{:03}", (row * row / 7) % clients)),
         line: row as u64 + 1,
     };

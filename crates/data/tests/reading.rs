@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use proptest::prelude::*;
 use tempfile::TempDir;
-use undertone_data::{Columns, DataError, Dataset, Input, Limits, read, read_within};
+use undertone_data::{Columns, DataError, Dataset, Input, Label, LabelKind, Limits, read, read_within};
 
 fn write(folder: &TempDir, name: &str, bytes: &[u8]) -> PathBuf {
     let path = folder.path().join(name);
@@ -43,8 +43,8 @@ fn every_format_and_compression_gives_the_same_rows() {
             .collect::<Vec<_>>()
     };
     let expected = [
-        (Input::Text("a, \"b\"\nc\td".to_owned()), Some(1), Some("3".to_owned())),
-        (Input::Text("é".to_owned()), Some(0), Some("4".to_owned())),
+        (Input::Text("a, \"b\"\nc\td".to_owned()), Some(Label::Class(1)), Some("3".to_owned())),
+        (Input::Text("é".to_owned()), Some(Label::Class(0)), Some("4".to_owned())),
     ];
     for (name, text) in
         [("a.jsonl", json), ("a.json", json), ("b.csv", csv), ("b.tsv", tsv), ("c.json", array)]
@@ -95,7 +95,7 @@ fn row_shapes_are_found_or_mapped() {
 fn integers_in_csv_are_indices_and_test_sets_follow_the_training_set() {
     let train = read_text("a.csv", "text,label\na,2\nb,0\n").unwrap();
     assert_eq!(train.labels, ["0", "1", "2"]);
-    assert_eq!(train.examples[0].label, Some(2));
+    assert_eq!(train.examples[0].label, Some(Label::Class(2)));
     let mixed = read_text("a.csv", "text,label\na,2\nb,two\n").unwrap();
     assert_eq!(mixed.labels, ["2", "two"]);
 
@@ -103,7 +103,7 @@ fn integers_in_csv_are_indices_and_test_sets_follow_the_training_set() {
     let folder = TempDir::new().unwrap();
     for text in ["text,label\na,yes\n", "text,label\na,1\n"] {
         let test = read(&write(&folder, "t.csv", text.as_bytes()), &columns).unwrap();
-        assert_eq!((test.examples[0].label, test.labels.len()), (Some(1), 2));
+        assert_eq!((test.examples[0].label, test.labels.len()), (Some(Label::Class(1)), 2));
     }
     assert_eq!(
         complaint("t.jsonl", "{\"text\":\"a\",\"label\":1}\n{\"text\":\"a\",\"label\":2}", &columns),
@@ -224,5 +224,26 @@ proptest! {
         let read = read(&write(&folder, "a.csv", &writer.into_inner().unwrap()), &Columns::default()).unwrap();
         let expected: Vec<Input> = texts.into_iter().map(Input::Text).collect();
         prop_assert_eq!(read.examples.into_iter().map(|example| example.input).collect::<Vec<_>>(), expected);
+    }
+}
+
+#[test]
+fn numbers_are_read_where_numbers_are_learned() {
+    let columns = Columns { label_kind: LabelKind::Numbers, ..Columns::default() };
+    let numbers = |name: &str, text: &str| -> Vec<Option<Label>> {
+        let folder = TempDir::new().unwrap();
+        let dataset = read(&write(&folder, name, text.as_bytes()), &columns).unwrap();
+        assert!(dataset.labels.is_empty());
+        dataset.examples.into_iter().map(|example| example.label).collect()
+    };
+    let expected = [Some(Label::Number(0.5)), Some(Label::Number(-2.0)), Some(Label::Number(3e4))];
+    let lines =
+        "{\"text\":\"a\",\"label\":0.5}\n{\"text\":\"b\",\"label\":-2}\n{\"text\":\"c\",\"label\":3e4}\n";
+    assert_eq!(numbers("a.jsonl", lines), expected);
+    assert_eq!(numbers("a.csv", "text,label\na,0.5\nb,-2\nc,3e4\n"), expected);
+    for (label, found) in [("\"high\"", "high"), ("\"0.5\"", "0.5"), ("1e60", "1e+60"), ("null", "null")] {
+        let said = complaint("a.jsonl", &format!("{{\"text\":\"a\",\"label\":{label}}}"), &columns);
+        assert!(said.starts_with("a.jsonl:1: column \"label\" must hold a number in every row"), "{said}");
+        assert!(said.contains(found), "{said}");
     }
 }

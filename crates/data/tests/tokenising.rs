@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use undertone_data::{
-    Dataset, Encoded, Example, Input, LongRows, Message, Target, Tokenizer, TokenizerError,
+    Dataset, Encoded, Example, Input, Label, LongRows, Message, Target, Tokenizer, TokenizerError,
 };
 
 /// Words `w0` to `w99` (ids 10 to 109) between special tokens, as BERT or as LLaMA would have it; saved
@@ -53,7 +53,7 @@ fn ids(from: u32, count: u32) -> Vec<u32> {
     (from + 10..from + 10 + count).collect()
 }
 fn row(input: Input, label: Option<u32>) -> Example {
-    Example { input, label, client: None, line: 5 }
+    Example { input, label: label.map(Label::Class), client: None, line: 5 }
 }
 fn text(count: usize) -> Example {
     row(Input::Text(words(0, count)), None)

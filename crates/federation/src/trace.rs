@@ -55,7 +55,7 @@ pub enum Fact {
 /// jobs' results, in a format that does not name its fields.)
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Eval {
-    /// Mean loss: per example for classification, per token for language models.
+    /// Mean loss: per example for classification and regression, per token for language models.
     pub loss: f64,
     pub examples: u64,
     #[serde(default)]
@@ -65,6 +65,9 @@ pub struct Eval {
     /// `exp(loss)`, for causal language models.
     #[serde(default)]
     pub perplexity: Option<f64>,
+    /// The correlation of said and true numbers, for regression; the loss is the mean squared error.
+    #[serde(default)]
+    pub pearson: Option<f64>,
     /// The same on the held-out rows of each device class, where rows have owners (a natural
     /// partition).
     #[serde(default)]

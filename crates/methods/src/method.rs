@@ -5,7 +5,7 @@ use crate::{Lab, Workload};
 use base::{Blob, CodecError, Cost, Node, Packet, SERVER, Seed};
 use federation::coordinator::side_of;
 use federation::{Coordinator, Federation, Machine, Member, Plan, Side, Worker};
-use model::LoadError;
+use model::{LoadError, Task};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::Path;
@@ -26,6 +26,8 @@ pub trait Method: Sized + Send + Sync + 'static {
     const FEDERATED: bool = true;
     /// Whether devices may have different models.
     const MIXES_BACKBONES: bool = false;
+    /// Whether it can learn a number.
+    const REGRESSES: bool = false;
 
     /// The keys of `[method]` beside `name`. Unknown ones are refused by serde.
     type Options: Serialize + DeserializeOwned + Default;
@@ -188,6 +190,19 @@ impl Entry {
     }
 }
 
+/// Refuse what only some methods can do.
+fn refuse_other_work<M: Method>(work: &Workload) -> Result<(), SetupError> {
+    if !M::MIXES_BACKBONES && !work.others.is_empty() {
+        let reason = "all its devices train one model: model.by_class is for side-tuning";
+        return Err(SetupError(reason.into()));
+    }
+    if !M::REGRESSES && matches!(work.model.task, Task::Regression { .. }) {
+        let reason = "it learns classes or next tokens: model.task = \"regression\" is for side-tuning";
+        return Err(SetupError(reason.into()));
+    }
+    Ok(())
+}
+
 fn assemble<M: Method>(mut setup: Setup) -> Result<Assembly, SetupError> {
     if !M::FEDERATED {
         setup.devices.clear();
@@ -198,10 +213,7 @@ fn assemble<M: Method>(mut setup: Setup) -> Result<Assembly, SetupError> {
         .clone()
         .try_into()
         .map_err(|error: toml::de::Error| SetupError(error.message().into()))?;
-    if !M::MIXES_BACKBONES && setup.work.as_ref().is_some_and(|work| !work.others.is_empty()) {
-        let reason = "all its devices train one model: model.by_class is for side-tuning";
-        return Err(SetupError(reason.into()));
-    }
+    setup.work.as_ref().map_or(Ok(()), refuse_other_work::<M>)?;
     let method = M::new(options, &setup)?;
     let saver = method.saver();
     let quotes = setup.devices.iter().map(|member| method.quote(member.node)).collect();

@@ -19,7 +19,7 @@
 //!
 //! One device is PAE MobiLLM (arXiv 2507.01216); many devices that share the side network are Fed MobiLLM
 //! (arXiv 2508.06765), whose devices may have different backbones (`side/backbone.rs`). Taps are the pivot rows of the tapped layers, a difference is the label's one-hot
-//! vector minus the device's own prediction. After its rows are sent a device has no work but the last
+//! vector (or the number) minus the device's own prediction. After its rows are sent a device has no work but the last
 //! word, however many epochs the server makes of them.
 //!
 //! Both halves are in [`side`](crate::side).
@@ -44,6 +44,7 @@ impl Method for SideTuning {
     const DEVICE: &'static str = "frozen forward once per sample; sends pivot activations and differences";
     const SERVER: &'static str = "caches them, trains the side network with no device in the loop";
     const MIXES_BACKBONES: bool = true;
+    const REGRESSES: bool = true;
     type Options = Options;
     type Device = Device;
     type Server = Server;

@@ -16,7 +16,7 @@ use crate::norm::Norm;
 use crate::pass::Values;
 use crate::peft_config::PeftConfig;
 use crate::source::{Source, Weights};
-use crate::spec::{Activation, Module, Place, Role, Shape, Spec, Task};
+use crate::spec::{Activation, Module, Place, Pooling, Role, Shape, Spec, Task};
 use base::Seed;
 use ops::attention::{Heads, Mask};
 use ops::{Linear, act, rope};
@@ -179,13 +179,10 @@ impl Loader<'_> {
         let has_norm = self.modules.iter().any(|module| module.role == Role::FinalNorm);
         let norm = has_norm.then(|| self.norm(Place::Last, Role::FinalNorm)).transpose()?;
         let kind = match task {
-            Task::Classification { classes, pooling, squash } => Kind::Classifier(Classifier {
-                pooling: (*pooling).into(),
-                squash: *squash,
-                weight: self.new_values("classifier.weight", classes * self.spec.width),
-                bias: self.new_values("classifier.bias", *classes),
-                classes: *classes,
-            }),
+            Task::Classification { classes, pooling, squash } => {
+                self.classifier(*classes, *pooling, *squash)
+            }
+            Task::Regression { pooling } => self.classifier(1, *pooling, None),
             Task::CausalLm => {
                 let weight = match tied {
                     Some(Tied::Frozen(linear)) => LanguageWeight::Frozen(linear.clone()),
@@ -196,6 +193,16 @@ impl Loader<'_> {
             }
         };
         Ok(Head { norm, kind })
+    }
+
+    fn classifier(&mut self, classes: usize, pooling: Pooling, squash: Option<f32>) -> Kind {
+        Kind::Classifier(Classifier {
+            pooling: pooling.into(),
+            squash,
+            weight: self.new_values("classifier.weight", classes * self.spec.width),
+            bias: self.new_values("classifier.bias", classes),
+            classes,
+        })
     }
 
     /// The word embedding, if this part's head is tied to it.

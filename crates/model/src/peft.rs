@@ -151,7 +151,9 @@ impl Adapter {
 fn stored_name(site: &Site, task: &Task) -> String {
     match task {
         Task::CausalLm => format!("{PREFIX}{}", site.name),
-        Task::Classification { .. } => format!("{PREFIX}{}", site.name.trim_start_matches("model.")),
+        Task::Classification { .. } | Task::Regression { .. } => {
+            format!("{PREFIX}{}", site.name.trim_start_matches("model."))
+        }
     }
 }
 
@@ -176,7 +178,9 @@ fn config_json(model: &Model, base: &str) -> Value {
     }
     let name = |module: &Module| match model.task {
         Task::CausalLm => module.name.clone(),
-        Task::Classification { .. } => module.name.trim_start_matches("model.").to_owned(),
+        Task::Classification { .. } | Task::Regression { .. } => {
+            module.name.trim_start_matches("model.").to_owned()
+        }
     };
     let (mut targets, mut ranks, mut alphas) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
     for module in model.spec.modules(&model.task, model.layers()) {

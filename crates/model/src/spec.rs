@@ -60,6 +60,10 @@ pub enum Task {
         /// the pooled vectors of a backbone are.
         squash: Option<f32>,
     },
+    /// One number a sequence, which a side network learns: the head is there and stays zero.
+    Regression {
+        pooling: Pooling,
+    },
     CausalLm,
 }
 
@@ -193,7 +197,9 @@ impl Spec {
         if layers.end == self.layers {
             add(self.family.last, Place::Last);
             match task {
-                Task::Classification { .. } => add(&[(Role::Classifier, "classifier")], Place::Last),
+                Task::Classification { .. } | Task::Regression { .. } => {
+                    add(&[(Role::Classifier, "classifier")], Place::Last);
+                }
                 Task::CausalLm if self.tied => {}
                 Task::CausalLm => add(&[(Role::LmHead, "lm_head")], Place::Last),
             }
@@ -233,10 +239,11 @@ impl Spec {
 }
 
 impl Task {
-    /// Classes of the head; 0 for a language model.
+    /// Outputs of the head; 0 for a language model.
     pub fn classes(&self) -> usize {
         match self {
             Task::Classification { classes, .. } => *classes,
+            Task::Regression { .. } => 1,
             Task::CausalLm => 0,
         }
     }

@@ -30,7 +30,7 @@ fn batch(model: &Model, lengths: &[usize]) -> (Tokens, Targets) {
     let sequences: Vec<Vec<u32>> = lengths.iter().map(|length| (0..*length).map(id).collect()).collect();
     let targets = match model.task {
         Task::CausalLm => Targets::NextToken,
-        Task::Classification { .. } => Targets::Classes(vec![1; lengths.len()]),
+        Task::Classification { .. } | Task::Regression { .. } => Targets::Classes(vec![1; lengths.len()]),
     };
     (Tokens::of(&sequences), targets)
 }

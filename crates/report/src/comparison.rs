@@ -84,21 +84,28 @@ fn target(runs: &[&Summary]) -> Option<f64> {
 enum Measure {
     Accuracy,
     Perplexity,
+    Pearson,
 }
 
 impl Measure {
-    /// Perplexity where no run has an accuracy and one has a perplexity.
+    /// The first that one of the runs has.
     fn of(runs: &[&Summary]) -> Measure {
         let any = |get: fn(&Summary) -> Option<f64>| runs.iter().any(|run| get(run).is_some());
         let accuracy = any(|run| run.eval.as_ref()?.accuracy);
         let perplexity = any(|run| run.eval.as_ref()?.perplexity);
-        if perplexity && !accuracy { Measure::Perplexity } else { Measure::Accuracy }
+        let pearson = any(|run| run.eval.as_ref()?.pearson);
+        match (accuracy, perplexity, pearson) {
+            (false, true, _) => Measure::Perplexity,
+            (false, false, true) => Measure::Pearson,
+            _ => Measure::Accuracy,
+        }
     }
 
     fn name(self) -> &'static str {
         match self {
             Measure::Accuracy => "accuracy",
             Measure::Perplexity => "perplexity",
+            Measure::Pearson => "Pearson",
         }
     }
 
@@ -107,6 +114,7 @@ impl Measure {
         match self {
             Measure::Accuracy => eval.accuracy.map(|value| format!("{value:.4}")),
             Measure::Perplexity => eval.perplexity.map(|value| format!("{value:.3}")),
+            Measure::Pearson => eval.pearson.map(|value| format!("{value:.4}")),
         }
     }
 }

@@ -116,6 +116,7 @@ fn headline(run: &Summary) -> Figures {
         ("eval.accuracy", number(eval.accuracy)),
         ("eval.macro_f1", number(eval.macro_f1)),
         ("eval.perplexity", number(eval.perplexity)),
+        ("eval.pearson", number(eval.pearson)),
         ("eval.loss", number(run.eval.as_ref().map(|eval| eval.loss))),
         ("time_s", run.time_s.to_string()),
         ("bytes.up", run.bytes.up.to_string()),

@@ -19,6 +19,8 @@ pub struct Point {
     pub macro_f1: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub perplexity: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pearson: Option<f64>,
     /// Of the global model on held-out data; absent where the round was not evaluated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<f64>,
@@ -248,6 +250,7 @@ impl Fold {
             accuracy: eval.and_then(|eval| eval.accuracy),
             macro_f1: eval.and_then(|eval| eval.macro_f1),
             perplexity: eval.and_then(|eval| eval.perplexity),
+            pearson: eval.and_then(|eval| eval.pearson),
             loss: eval.map(|eval| eval.loss),
             train_loss: Some(summary.loss).filter(|loss| loss.is_finite() && summary.examples > 0),
             bytes_up: self.bytes_up,

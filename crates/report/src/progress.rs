@@ -92,13 +92,13 @@ fn train_leaf(point: &Point, took: Duration) -> String {
 
 fn eval_leaf(point: &Point) -> Option<String> {
     let loss = point.loss?;
-    Some(format!("eval    {}", measures(loss, point.accuracy, point.macro_f1, point.perplexity)))
+    let of = [point.accuracy, point.macro_f1, point.perplexity, point.pearson];
+    Some(format!("eval    {}", measures(loss, of)))
 }
 
-fn measures(loss: f64, accuracy: Option<f64>, macro_f1: Option<f64>, perplexity: Option<f64>) -> String {
+fn measures(loss: f64, values: [Option<f64>; 4]) -> String {
     let mut text = format!("loss {loss:.4}");
-    let measures = [("accuracy", accuracy), ("macro-F1", macro_f1), ("perplexity", perplexity)];
-    for (name, value) in measures {
+    for (name, value) in ["accuracy", "macro-F1", "perplexity", "Pearson"].into_iter().zip(values) {
         if let Some(value) = value {
             text += &format!(", {name} {value:.4}");
         }
@@ -108,7 +108,7 @@ fn measures(loss: f64, accuracy: Option<f64>, macro_f1: Option<f64>, perplexity:
 
 /// A measurement on one line.
 pub(crate) fn eval(eval: &Eval) -> String {
-    measures(eval.loss, eval.accuracy, eval.macro_f1, eval.perplexity)
+    measures(eval.loss, [eval.accuracy, eval.macro_f1, eval.perplexity, eval.pearson])
 }
 
 /// What is going on inside a round, beside its bar.

@@ -1,5 +1,5 @@
 use super::{StageArgs, print};
-use crate::commands::predict::{classify, ranked};
+use crate::commands::predict::{ranked, said};
 use crate::conduct::{Driver, Stage, conduct};
 use crate::errors::{Exit, Failure, Outcome};
 use crate::finished::{Finished, Tuned, write_report};
@@ -128,7 +128,7 @@ fn closing(dir: &Path) -> Result<String, Failure> {
     let tuned = Tuned::open(&run, None)?;
     let texts = TEXTS.map(str::to_owned);
     let mut text = format!("\nthe model that {SHOWN} tuned says:\n");
-    for (line, probabilities) in texts.iter().zip(classify(&tuned, &texts)?) {
+    for (line, probabilities) in texts.iter().zip(said(&tuned, &texts)?) {
         let (label, probability) = ranked(&tuned.labels, &probabilities)[0];
         text += &format!("  {:>5.1} %  {label:<14}  {line}\n", 100.0 * probability);
     }

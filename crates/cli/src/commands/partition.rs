@@ -6,6 +6,7 @@ use crate::shard;
 use crate::site::{Site, files};
 use base::{Node, Seed};
 use clap::Args;
+use data::LabelKind;
 use net::files::write_secret;
 use net::protocol::Role;
 use std::path::PathBuf;
@@ -32,7 +33,9 @@ impl Partition {
         let federated = scenario.entry().federated;
         let data = scenario.data.as_ref().filter(|_| scenario.entry().trains && federated);
         let seed = Seed(scenario.run.seed);
-        let dealt = data.map(|data| rows(Holder::Simulator, data, devices as usize, seed)).transpose()?;
+        let kind = scenario.model.as_ref().map_or(LabelKind::Classes, |model| model.task.label_kind());
+        let deal = |data| rows(Holder::Simulator, (data, kind), devices as usize, seed);
+        let dealt = data.map(deal).transpose()?;
         for node in (1..=devices).take_while(|_| federated) {
             let folder = self.out.join(format!("device-{node}"));
             net::files::create_private(&folder).map_err(files)?;

@@ -6,7 +6,7 @@ use base::Meter;
 use clap::Args;
 use data::{Example, Input};
 use model::Tokens;
-use model::side::{Pivot, Reads, joint, tap};
+use model::side::{AddedTo, Pivot, Reads, joint, tap};
 use ops::Workspace;
 use std::path::PathBuf;
 
@@ -34,10 +34,22 @@ impl Predict {
             )
             .help(format!("undertone generate {} \"Once upon\"", self.run.display())));
         }
-        for (text, probabilities) in self.texts.iter().zip(classify(&tuned, &self.texts)?) {
+        if tuned.config.task == TaskKind::Regression {
+            let numbers = said(&tuned, &self.texts)?;
+            self.texts.iter().zip(numbers).for_each(|(text, number)| self.show_number(text, number[0]));
+            return Ok(Exit::Completed);
+        }
+        for (text, probabilities) in self.texts.iter().zip(said(&tuned, &self.texts)?) {
             self.show(text, &ranked(&tuned.labels, &probabilities));
         }
         Ok(Exit::Completed)
+    }
+
+    fn show_number(&self, text: &str, number: f64) {
+        if self.format == Shown::Json {
+            return print(format_args!("{}\n", serde_json::json!({ "text": text, "number": number })));
+        }
+        print(format_args!("{text}\n  {number:.4}\n"));
     }
 
     fn show(&self, text: &str, ranked: &[(&str, f64)]) {
@@ -55,8 +67,8 @@ impl Predict {
     }
 }
 
-/// The probability of each class for each text.
-pub fn classify(tuned: &Tuned, texts: &[String]) -> Result<Vec<Vec<f64>>, Failure> {
+/// What the tuned model says of each text: the probability of each class, or a number.
+pub fn said(tuned: &Tuned, texts: &[String]) -> Result<Vec<Vec<f64>>, Failure> {
     let workspace = Workspace::new(&Meter::unlimited(), 1);
     let encode = |text: &String| {
         let example = Example { input: Input::Text(text.clone()), label: None, client: None, line: 0 };
@@ -74,7 +86,8 @@ pub fn classify(tuned: &Tuned, texts: &[String]) -> Result<Vec<Vec<f64>>, Failur
     Ok((0..logits.rows()).map(|row| softmax(logits.row(row))).collect())
 }
 
-/// A head of zeros says every class is equally likely; the side network's output is added to that.
+/// A head of zeros says every class is equally likely, or the number 0; the side network's output is added to
+/// that.
 fn with_side_network(
     workspace: &Workspace,
     tuned: &Tuned,
@@ -90,9 +103,12 @@ fn with_side_network(
         Reads::Pivot => read(&pooled)?,
         Reads::EveryToken => pooled.select(workspace, &read(&Pivot::Every)?, &tokens.starts)?,
     };
-    let even = vec![1.0 / output.width() as f32; output.width()];
+    let own = match side.card.added_to {
+        AddedTo::Number => vec![0.0],
+        AddedTo::Probabilities | AddedTo::Logits => vec![1.0 / output.width() as f32; output.width()],
+    };
     let joint =
-        |row| joint(side.card.added_to, &even, output.row(row), 1.0).into_iter().map(f64::from).collect();
+        |row| joint(side.card.added_to, &own, output.row(row), 1.0).into_iter().map(f64::from).collect();
     Ok((0..output.rows()).map(joint).collect())
 }
 

@@ -95,3 +95,49 @@ fn devices_with_different_models_join_over_the_network() {
     assert_eq!(device.end(), Some(4), "{}", served.log(&format!("device-{node}")));
     assert!(served.log(&format!("device-{node}")).contains("model is not the model the server trains"));
 }
+
+const NUMBERS: [&str; 5] = [
+    "method={ name = \"side-tuning\", epochs = 30, form = { kind = \"mlp\", hidden = 16 } }",
+    "model.task=regression",
+    "peft={ kind = \"none\" }",
+    "train.learning_rate=0.01",
+    "cohort.fraction-train=1.0",
+];
+
+#[test]
+fn a_number_is_learned_predicted_and_served() {
+    let scratch = Scratch::tiny();
+    let served = Served::new(&scratch, "number", &NUMBERS);
+    let simulated = served.simulated();
+    let found = summary(&scratch.path().join("number-sim"));
+    assert!(found["eval"]["pearson"].as_f64().unwrap() > 0.95, "{found:#}");
+    assert!(
+        found["eval"]["loss"].as_f64().unwrap() < 0.1 && found["before"]["loss"].as_f64().unwrap() > 1.0
+    );
+    for number in [0, 1, 2] {
+        let text = format!("a b c {number}");
+        let said =
+            scratch.undertone(&["predict", "number-sim", "--format", "json", &text]).output().unwrap();
+        let said: Value = serde_json::from_slice(&said.stdout).unwrap();
+        assert!((said["number"].as_f64().unwrap() - f64::from(number)).abs() < 0.4, "{number}: {said}");
+    }
+    let (mut server, mut devices) = (served.server(), served.devices());
+    assert_eq!(server.end(), Some(0), "{}", served.log("server"));
+    assert_eq!(weights(&served.run()), simulated);
+    for device in &mut devices {
+        assert_eq!(device.end(), Some(0));
+    }
+
+    scratch.write("words.jsonl", "{\"text\": \"a b\", \"label\": \"high\"}\n");
+    let refused = |sets: &[&str], code: i32, says: &str| {
+        let sets = [&NUMBERS[..], sets].concat();
+        let output =
+            scratch.undertone(&with_sets(&["sim", "tiny.toml", "--out", "no"], &sets)).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(code) && said.contains(says), "{sets:?}: {said}");
+    };
+    refused(&["data.train=words.jsonl"], 3, "must hold a number in every row");
+    refused(&["data.partition={ kind = \"dirichlet\", alpha = 0.5 }"], 3, "label");
+    refused(&["method={ name = \"fedavg-lora\" }"], 2, "model.task = \"regression\" is for side-tuning");
+    refused(&["method={ name = \"side-tuning\", loss = \"exact\" }"], 2, "a number is learned with");
+}

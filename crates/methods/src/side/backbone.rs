@@ -163,6 +163,7 @@ fn backbone(
     let layers = tapped(options.layers.as_deref(), options.blocks, spec.layers)?;
     let (outputs, pooling, differences) = match model.task {
         Task::Classification { classes, pooling, .. } => (classes, Some(pooling), Differences::Dense),
+        Task::Regression { pooling } => (1, Some(pooling), Differences::Dense),
         Task::CausalLm => {
             let entries = options.top_k.get().min(spec.vocab);
             (spec.vocab, None, Differences::Sparse { entries })

@@ -11,9 +11,9 @@ use crate::lab::{Lab, gather};
 use crate::train::hold;
 use crate::{Saver, Setup, SetupError};
 use base::{Blob, Cost, Meter, Node, Seed};
-use data::Target;
+use data::{Encoded, Label, Target};
 use federation::Fault;
-use model::side::{Reads, SideCard, SideConfig, SideNetwork, Tapped, save};
+use model::side::{AddedTo, Reads, SideCard, SideConfig, SideNetwork, Tapped, save};
 use model::{LoadError, Task};
 use ops::{Mat, Workspace};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ pub struct SideBench {
     pub options: Options,
     pub network: SideNetwork,
     pub backbones: Backbones,
-    /// Classes, or the vocabulary.
+    /// Classes, the vocabulary, or one number.
     pub outputs: usize,
     pub head: DeviceHead,
     pub cache: Arc<Cache>,
@@ -96,6 +96,10 @@ impl SideBench {
         let lab = setup.lab()?;
         let squash = match lab.work.model.task {
             Task::Classification { squash, .. } => squash,
+            Task::Regression { .. } => {
+                options.check_regression()?;
+                None
+            }
             Task::CausalLm => {
                 options.check_language()?;
                 None
@@ -158,13 +162,25 @@ impl SideBench {
     }
 
     /// The label that everything on the device goes by.
-    pub fn label(&self, node: Node, position: u32) -> Result<u32, Fault> {
-        let example = &self.lab.work.train[self.lab.shard(node)[position as usize] as usize];
-        match example.target {
-            Target::Class(class) if (class as usize) < self.outputs => {
-                Ok(self.options.privacy.label(class, self.outputs, self.sample(node, position)))
+    pub fn label(&self, node: Node, position: u32) -> Result<Label, Fault> {
+        let row = &self.lab.work.train[self.lab.shard(node)[position as usize] as usize];
+        Ok(match self.true_label(row)? {
+            Label::Class(class) => {
+                let sample = self.sample(node, position);
+                Label::Class(self.options.privacy.label(class, self.outputs, sample))
             }
-            _ => Err(Fault("a row without a label, or with one the model has no class for".into())),
+            number @ Label::Number(_) => number,
+        })
+    }
+
+    /// What a row should come to.
+    pub fn true_label(&self, row: &Encoded) -> Result<Label, Fault> {
+        match row.target {
+            Target::Number(number) if self.is_number() => Ok(Label::Number(number)),
+            Target::Class(class) if !self.is_number() && (class as usize) < self.outputs => {
+                Ok(Label::Class(class))
+            }
+            _ => Err(Fault("a row without a label, or with one the model has no output for".into())),
         }
     }
 
@@ -180,8 +196,10 @@ impl SideBench {
         own: &[f32],
         out: &mut Vec<u8>,
     ) -> Result<(), Fault> {
-        let label = self.label(node, position)?;
-        let difference = self.options.privacy.difference(label, own, self.sample(node, position));
+        let difference = match self.label(node, position)? {
+            Label::Number(number) => vec![number - own[0]],
+            Label::Class(class) => self.options.privacy.difference(class, own, self.sample(node, position)),
+        };
         let difference = match &self.mix {
             Some(mix) => mixed(mix, &difference),
             None => difference,
@@ -192,7 +210,7 @@ impl SideBench {
 
     /// The differences of rows that no head of the device's own has seen.
     pub fn differences_of_zero_head(&self, node: Node, positions: &[u32]) -> Result<Vec<u8>, Fault> {
-        let own = vec![1.0 / self.outputs as f32; self.outputs];
+        let own = vec![self.undecided(); self.outputs];
         let mut out = Vec::with_capacity(4 * positions.len() * self.outputs);
         for &position in positions {
             self.difference(node, position, &own, &mut out)?;
@@ -201,23 +219,30 @@ impl SideBench {
     }
 
     /// The labels that everything on the device goes by.
-    pub fn labels(&self, node: Node, positions: &[u32]) -> Result<Vec<u32>, Fault> {
+    pub fn labels(&self, node: Node, positions: &[u32]) -> Result<Vec<Label>, Fault> {
         positions.iter().map(|&position| self.label(node, position)).collect()
     }
 
-    /// The probabilities of the device's own head, rows x classes.
+    /// What the device's own head says, rows x outputs: probabilities, or a number.
     pub fn own(&self, ws: &Workspace, head: &[f32], features: &[u8]) -> Result<Mat, Fault> {
         let x = self.head.features(ws, features)?;
         let mut own = self.head.logits(ws, head, &x)?;
-        ops::slice::scale(1.0 / self.options.head_temperature, &mut own);
-        softmax(&mut own);
+        if !self.is_number() {
+            ops::slice::scale(1.0 / self.options.head_temperature, &mut own);
+            softmax(&mut own);
+        }
         Ok(own)
     }
 
-    /// The probabilities of a head that is zero, rows x classes.
+    /// What a head says that is zero: every class is equally likely, the number is 0.
+    fn undecided(&self) -> f32 {
+        if self.is_number() { 0.0 } else { 1.0 / self.outputs as f32 }
+    }
+
+    /// The same for so many rows, rows x outputs.
     pub fn uniform(&self, ws: &Workspace, rows: usize) -> Result<Mat, Fault> {
         let mut own = ws.zeros(rows, self.outputs).map_err(|error| Fault(error.to_string()))?;
-        own.fill(1.0 / self.outputs as f32);
+        own.fill(self.undecided());
         Ok(own)
     }
 
@@ -236,6 +261,16 @@ impl SideBench {
     /// Whether a language model is tuned.
     pub fn is_language(&self) -> bool {
         self.backbones.first().pooling.is_none()
+    }
+
+    /// Whether a number is learned.
+    pub fn is_number(&self) -> bool {
+        matches!(self.lab.work.model.task, Task::Regression { .. })
+    }
+
+    /// What the trained output is added to.
+    pub fn added_to(&self) -> AddedTo {
+        if self.is_number() { AddedTo::Number } else { self.options.loss.added_to() }
     }
 
     /// The most samples that a chunk can hold.
@@ -326,7 +361,7 @@ impl SideBench {
     pub fn saver(&self) -> Saver {
         let network = self.network.config().clone();
         let layers = self.backbones.iter().map(|backbone| backbone.layers.clone()).collect();
-        let added_to = self.options.loss.added_to();
+        let added_to = self.added_to();
         let card = SideCard { network, layers, reads: Reads::Pivot, added_to, labels: Vec::new() };
         let (total, mix) = (self.network.total(), self.mix.clone());
         Box::new(move |dir, theta, labels| {

@@ -1,9 +1,10 @@
-//! The device's own head: softmax regression on the backbone's pooled states, trained on the device
-//! from what its one forward pass left behind.
+//! The device's own head: softmax regression on the backbone's pooled states, or linear regression of a number,
+//! trained on the device from what its one forward pass left behind.
 
 use super::format::TapFormat;
 use crate::train::hold;
 use base::{Cost, Meter, Seed};
+use data::Label;
 use federation::Fault;
 use model::optim::{Optimizer, OptimizerConfig};
 use ops::{Mat, Workspace, act::Activation, dense, loss};
@@ -23,7 +24,7 @@ pub enum HeadKind {
 /// The format of the states that are kept for it.
 pub const FEATURES: TapFormat = TapFormat::F16;
 
-/// `softmax(W tanh(k x) + b)`; the squash is that of the model's task.
+/// `W tanh(k x) + b`, the logits of classes or a number; the squash is that of the model's task.
 #[derive(Clone, Debug)]
 pub struct DeviceHead {
     pub width: usize,
@@ -67,7 +68,7 @@ impl DeviceHead {
     pub fn train(
         &self,
         features: &[u8],
-        labels: &[u32],
+        labels: &[Label],
         order: Seed,
         meter: &Meter,
     ) -> Result<Vec<f32>, Fault> {
@@ -86,10 +87,9 @@ impl DeviceHead {
                 let bytes: Vec<u8> =
                     batch.iter().flat_map(|&row| &features[row * stride..][..stride]).copied().collect();
                 let x = self.features(&ws, &bytes)?;
-                let targets: Vec<u32> = batch.iter().map(|&row| labels[row]).collect();
+                let targets: Vec<Label> = batch.iter().map(|&row| labels[row]).collect();
                 let mut dlogits = self.logits(&ws, &head, &x)?;
-                loss::cross_entropy_backward(&ws, &mut dlogits, &targets, 1.0 / batch.len() as f32)
-                    .map_err(fault)?;
+                gradient(&ws, &mut dlogits, &targets).map_err(fault)?;
                 grad.fill(0.0);
                 let (weight, bias) = grad.split_at_mut(self.width * self.classes);
                 dense::backward_weight(&ws, &x, &dlogits, weight).map_err(fault)?;
@@ -109,6 +109,22 @@ impl DeviceHead {
             bytes: 16 * parameters + row * 2 * BATCH as u64 + (1 << 20),
         }
     }
+}
+
+/// In place of the head's outputs the gradient of the mean loss: cross-entropy of classes, the squared error of
+/// numbers.
+fn gradient(ws: &Workspace, outputs: &mut Mat, labels: &[Label]) -> ops::Result<()> {
+    let scale = 1.0 / labels.len() as f32;
+    let classes: Option<Vec<u32>> = labels.iter().map(|label| label.class()).collect();
+    if let Some(classes) = classes {
+        return loss::cross_entropy_backward(ws, outputs, &classes, scale).map(drop);
+    }
+    for (at, label) in labels.iter().enumerate() {
+        if let (Label::Number(number), [output]) = (label, outputs.row_mut(at)) {
+            *output = 2.0 * scale * (*output - number);
+        }
+    }
+    Ok(())
 }
 
 /// Probabilities in place of each row's logits.

@@ -1,12 +1,13 @@
 //! The side network on every token: what `mobillm` computes, on the device and on the server.
 
 use super::format::TapFormat;
-use super::observe::Score;
 use super::options::{network, tapped};
+use super::score::Score;
 use crate::lab::{Lab, gather, starts};
 use crate::train::hold;
 use crate::{Saver, Setup, SetupError};
 use base::{Blob, Cost, Meter};
+use data::Label;
 use federation::{Eval, Fault};
 use model::optim::{Optimizer, clip_norm};
 use model::side::{AddedTo, Form, Pivot, Reads, SideCard, SideNetwork, Width, save, tap};
@@ -247,6 +248,7 @@ impl EveryToken {
             let pooled = pooled.map_err(|error| fault(error.into()))?;
             let mut own = ws.zeros(pooled.rows(), self.classes).map_err(|error| fault(error.into()))?;
             own.fill(1.0 / self.classes as f32);
+            let truth: Vec<Label> = truth.into_iter().map(Label::Class).collect();
             score.add(AddedTo::Logits, &own, &pooled, 1.0, &truth);
         }
         Ok(score.eval())

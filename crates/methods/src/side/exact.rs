@@ -10,6 +10,7 @@ use super::device_head::FEATURES;
 use super::trainer::{Holding, Sample, Trainer, Volume, read, samples};
 use crate::train::hold;
 use base::{Blob, Cost, Meter, Node};
+use data::Label;
 use federation::Fault;
 use model::optim::Optimizer;
 use model::side::{AddedTo, joint};
@@ -140,7 +141,10 @@ impl SideBench {
             let position = self.chunk(node, chunk).get(row as usize).copied();
             let position =
                 position.ok_or_else(|| Fault(format!("there is no row {row} in chunk {chunk}")))?;
-            let label = self.label(node, position)? as usize;
+            let Label::Class(label) = self.label(node, position)? else {
+                return Err(Fault("a number has no cross-entropy".into()));
+            };
+            let label = label as usize;
             let mut joint = joint(AddedTo::Logits, own.row(at), side, 1.0);
             loss -= f64::from(joint[label].max(f32::MIN_POSITIVE)).ln();
             joint[label] -= 1.0;

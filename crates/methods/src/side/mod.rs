@@ -5,7 +5,7 @@
 //! written), [`privacy`] (what becomes of a label before a difference leaves), [`device_head`] and
 //! [`weigh`] (its own head, and its last word). The server's: [`store`] and [`cache`] (what came is
 //! checked and kept), [`arrivals`] (the account of it), [`trainer`] and [`exact`] (training from it),
-//! [`observe`] (how good it is); [`language`] is what differs for language models. [`audit`] attacks what the server was sent. [`every_token`] is what the
+//! [`observe`] and [`score`] (how good it is); [`language`] is what differs for language models. [`audit`] attacks what the server was sent. [`every_token`] is what the
 //! baseline `mobillm` computes instead.
 
 pub(crate) mod arrivals;
@@ -22,6 +22,7 @@ pub(crate) mod language;
 pub(crate) mod observe;
 pub(crate) mod options;
 pub mod privacy;
+pub(crate) mod score;
 pub(crate) mod server;
 pub(crate) mod store;
 pub(crate) mod trainer;

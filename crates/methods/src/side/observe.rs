@@ -4,13 +4,14 @@ use super::backbone::Backbone;
 use super::bench::SideBench;
 use super::device_head::FEATURES;
 use super::privacy::unmixed;
-use crate::evaluate::macro_f1;
+use super::score::Score;
 use crate::lab::gather;
 use crate::train::hold;
 use base::{Blob, Cost, Meter};
+use data::{Encoded, Label};
 use federation::{Eval, Fault};
-use model::side::{AddedTo, Tapped, joint};
-use model::{Targets, argmax};
+use model::argmax;
+use model::side::{Tapped, joint};
 use ops::{Mat, Workspace};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -18,44 +19,6 @@ use std::ops::Range;
 /// The weights of the side network's output that a device tries; 0 is its own head alone.
 pub const WEIGHTS: [f32; 16] =
     [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5];
-
-/// Counts predictions.
-#[derive(Default)]
-pub struct Score {
-    loss: f64,
-    truth: Vec<u32>,
-    predicted: Vec<u32>,
-}
-
-impl Score {
-    /// Add rows: `weight` times `side` to `own`, against the true classes.
-    pub fn add(&mut self, added_to: AddedTo, own: &Mat, side: &Mat, weight: f32, truth: &[u32]) {
-        for (at, &class) in truth.iter().enumerate() {
-            let joint = joint(added_to, own.row(at), side.row(at), weight);
-            self.loss -= f64::from(joint[class as usize].max(f32::MIN_POSITIVE)).ln();
-            self.predicted.push(argmax(&joint));
-        }
-        self.truth.extend(truth);
-    }
-
-    fn extend(&mut self, other: Score) {
-        self.loss += other.loss;
-        self.truth.extend(other.truth);
-        self.predicted.extend(other.predicted);
-    }
-
-    pub fn eval(&self) -> Eval {
-        let hits = self.truth.iter().zip(&self.predicted).filter(|(truth, said)| truth == said).count();
-        let count = self.truth.len().max(1) as f64;
-        Eval {
-            loss: self.loss / count,
-            examples: self.truth.len() as u64,
-            accuracy: Some(hits as f64 / count),
-            macro_f1: Some(macro_f1(&self.truth, &self.predicted)),
-            ..Eval::default()
-        }
-    }
-}
 
 impl SideBench {
     /// The side network's output in the devices' own coordinates.
@@ -71,12 +34,16 @@ impl SideBench {
         Ok(side)
     }
 
-    /// Count, for each of [`WEIGHTS`], how often the sum is right on these rows.
-    pub fn count_hits(&self, own: &Mat, side: &Mat, truth: &[u32], hits: &mut [usize; WEIGHTS.len()]) {
-        for (hits, &weight) in hits.iter_mut().zip(&WEIGHTS) {
-            for (at, class) in truth.iter().enumerate() {
-                let joint = joint(self.options.loss.added_to(), own.row(at), side.row(at), weight);
-                *hits += usize::from(argmax(&joint) == *class);
+    /// Add up, for each of [`WEIGHTS`], how wrong the sum is on these rows: an error a wrong class, the squared
+    /// distance of a number.
+    pub fn add_errors(&self, own: &Mat, side: &Mat, truth: &[Label], errors: &mut [f64; WEIGHTS.len()]) {
+        for (errors, &weight) in errors.iter_mut().zip(&WEIGHTS) {
+            for (at, label) in truth.iter().enumerate() {
+                let joint = joint(self.added_to(), own.row(at), side.row(at), weight);
+                *errors += match label {
+                    Label::Class(class) => f64::from(u8::from(argmax(&joint) != *class)),
+                    Label::Number(number) => f64::from(joint[0] - number).powi(2),
+                };
             }
         }
     }
@@ -99,8 +66,8 @@ impl SideBench {
             let mut features = Vec::new();
             (0..tapped.hidden.rows()).for_each(|at| FEATURES.write(tapped.hidden.row(at), &mut features));
             let own = self.own(&ws, head, &features)?;
-            score.add(self.options.loss.added_to(), &own, &side, weight, &truth);
-            alone.add(self.options.loss.added_to(), &own, &side, 0.0, &truth);
+            score.add(self.added_to(), &own, &side, weight, &truth);
+            alone.add(self.added_to(), &own, &side, 0.0, &truth);
         }
         Ok((score.eval(), alone.eval()))
     }
@@ -143,8 +110,7 @@ impl SideBench {
             let taps = observed.iter().map(part).collect::<Result<Vec<Mat>, Fault>>()?;
             let side = self.side(&ws, theta, backbone.number, &taps)?;
             let own = self.uniform(&ws, side.rows())?;
-            let (_, truth) = gather(&backbone.test, rows);
-            score.add(self.options.loss.added_to(), &own, &side, 1.0, &self.truth(truth)?);
+            score.add(self.added_to(), &own, &side, 1.0, &self.truth(&backbone.test[rows])?);
         }
         Ok(score)
     }
@@ -169,18 +135,14 @@ impl SideBench {
         ws: &Workspace,
         frozen: &[f32],
         rows: Range<usize>,
-    ) -> Result<(Tapped, Vec<u32>), Fault> {
-        let (tokens, truth) = gather(&backbone.test, rows);
-        Ok((backbone.tap(ws, frozen, &tokens, &backbone.pivot())?, self.truth(truth)?))
+    ) -> Result<(Tapped, Vec<Label>), Fault> {
+        let truth = self.truth(&backbone.test[rows.clone()])?;
+        let (tokens, _) = gather(&backbone.test, rows);
+        Ok((backbone.tap(ws, frozen, &tokens, &backbone.pivot())?, truth))
     }
 
-    fn truth(&self, truth: Targets) -> Result<Vec<u32>, Fault> {
-        match truth {
-            Targets::Classes(truth) if truth.iter().all(|&class| (class as usize) < self.outputs) => {
-                Ok(truth)
-            }
-            _ => Err(Fault("a test row without a label, or with one the model has no class for".into())),
-        }
+    fn truth(&self, rows: &[Encoded]) -> Result<Vec<Label>, Fault> {
+        rows.iter().map(|row| self.true_label(row)).collect()
     }
 
     fn observed_bytes(&self) -> u64 {

@@ -117,6 +117,16 @@ impl Options {
         ))
     }
 
+    /// Refuse what a number does not have: its squared loss is what differences are for, and it has no classes.
+    pub fn check_regression(&self) -> Result<(), SetupError> {
+        if self.privacy == Privacy::Plain && self.loss == LossKind::Residual {
+            return Ok(());
+        }
+        Err(SetupError(
+            "a number is learned with loss = \"residual\" and privacy.mode = \"plain\": the other modes are for classes".into(),
+        ))
+    }
+
     /// Refuse backbones that cannot feed one side network.
     pub fn check_alignment(&self, backbones: &[Backbone]) -> Result<(), SetupError> {
         let refuse = |reason: &str| Err(SetupError(reason.into()));

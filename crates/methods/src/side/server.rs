@@ -487,7 +487,11 @@ impl Server {
         }
         if let Some(Word { weight, eval, alone }) = said.values().next() {
             self.summary.figures.insert("side_weight".into(), f64::from(*weight));
-            self.summary.figures.insert("head_accuracy".into(), alone.accuracy.unwrap_or_default());
+            let (figure, alone) = match alone.accuracy {
+                Some(accuracy) => ("head_accuracy", accuracy),
+                None => ("head_loss", alone.loss),
+            };
+            self.summary.figures.insert(figure.into(), alone);
             self.summary.eval = Some(eval.clone());
         }
         cx.close(std::mem::take(&mut self.summary));

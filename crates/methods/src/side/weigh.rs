@@ -67,7 +67,7 @@ pub fn weigh(
     let theta = bench.theta(theta)?;
     let head = head.to_f32(bench.head.parameters()).map_err(|error| Fault(error.to_string()))?;
     let labels = bench.labels(node, &bench.rows(node).validation)?;
-    let (ws, mut hits) = (Workspace::new(meter, 1), [0; WEIGHTS.len()]);
+    let (ws, mut errors) = (Workspace::new(meter, 1), [0.0; WEIGHTS.len()]);
     let size = bench.lab.work.recipe.per_device_train_batch_size.get();
     let features = validation.features.0.chunks(size * FEATURES.row_bytes(bench.head.width));
     let backbone = bench.backbones.of(node);
@@ -75,18 +75,18 @@ pub fn weigh(
     for ((features, taps), labels) in features.zip(taps).zip(labels.chunks(size)) {
         let own = bench.own(&ws, &head, features)?;
         let side = bench.side(&ws, &theta, backbone.number, &read_taps(backbone.shape, &ws, taps)?)?;
-        bench.count_hits(&own, &side, labels, &mut hits);
+        bench.add_errors(&own, &side, labels, &mut errors);
     }
     drop(ws);
-    let weight = if labels.is_empty() { 1.0 } else { best(&hits) };
+    let weight = if labels.is_empty() { 1.0 } else { best(&errors) };
     let (eval, alone) = bench.judge(backbone, (&theta, &head), weight, meter)?;
     Ok(Word { weight, eval, alone })
 }
 
-/// The weight that was right most often; the smallest of equals.
-fn best(hits: &[usize; WEIGHTS.len()]) -> f32 {
-    let most = hits.iter().max();
-    WEIGHTS.iter().zip(hits).find(|(_, hits)| Some(*hits) == most).map_or(1.0, |(weight, _)| *weight)
+/// The weight with the least error; the smallest of equals.
+fn best(errors: &[f64; WEIGHTS.len()]) -> f32 {
+    let least = errors.iter().copied().fold(f64::INFINITY, f64::min);
+    WEIGHTS.iter().zip(errors).find(|(_, error)| **error == least).map_or(1.0, |(weight, _)| *weight)
 }
 
 /// Taps as they are sent, one rows x width matrix a layer.

@@ -3,6 +3,7 @@
 
 mod audits;
 mod backbones;
+mod regression;
 mod support;
 
 use base::{Node, SERVER, Seed};

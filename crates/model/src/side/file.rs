@@ -40,6 +40,8 @@ pub enum Reads {
 pub enum AddedTo {
     Probabilities,
     Logits,
+    /// The number it predicts.
+    Number,
 }
 
 /// Write both files into `dir`.

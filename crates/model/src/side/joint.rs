@@ -8,11 +8,12 @@ use ops::{Mat, Workspace};
 /// the simplex.
 const KEPT: f32 = 0.1;
 
-/// The joint probabilities of one row: `own` are the device's, `output` is the side network's, which
-/// counts `weight` times. An output added to logits is added to those behind `own`.
+/// The joint prediction of one row: `own` is the device's, `output` the side network's, which counts `weight`
+/// times. Probabilities, but for a number; an output added to logits is added to those behind `own`.
 pub fn joint(added_to: AddedTo, own: &[f32], output: &[f32], weight: f32) -> Vec<f32> {
     let pairs = own.iter().zip(output);
     let mut joint: Vec<f32> = match added_to {
+        AddedTo::Number => return pairs.map(|(own, y)| own + weight * y).collect(),
         AddedTo::Probabilities => {
             pairs.map(|(own, y)| (own + weight * y).max((KEPT * own).max(1e-8))).collect()
         }

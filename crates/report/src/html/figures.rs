@@ -33,11 +33,13 @@ const ACCURACY: (Measure, Get) =
     (Measure { name: "accuracy", quantity: Quantity::Share }, |point| point.accuracy);
 const PERPLEXITY: (Measure, Get) =
     (Measure { name: "perplexity", quantity: Quantity::Plain }, |point| point.perplexity);
+const PEARSON: (Measure, Get) =
+    (Measure { name: "Pearson correlation", quantity: Quantity::Plain }, |point| point.pearson);
 const LOSS: (Measure, Get) = (Measure { name: "loss", quantity: Quantity::Plain }, |point| point.loss);
 const TRAIN_LOSS: (Measure, Get) =
     (Measure { name: "training loss", quantity: Quantity::Plain }, |point| point.train_loss);
 
-/// Accuracy (or perplexity) and loss of one run against rounds, time and bytes.
+/// Accuracy (or perplexity, or correlation) and loss of one run against rounds, time and bytes.
 pub(super) fn curves(run: &Summary) -> String {
     if run.curve.is_empty() {
         return "<h2>Curves</h2>\n<p class=\"note\">No round ended.</p>\n".to_owned();
@@ -48,7 +50,7 @@ pub(super) fn curves(run: &Summary) -> String {
         text += &legend(&[(line_key("s0", ""), "held-out"), (line_key("s1", " dashed"), "training")]);
     }
     text += "<div class=\"figures\">\n";
-    for (y, get) in [ACCURACY, PERPLEXITY].into_iter().filter(|(_, get)| has(*get)) {
+    for (y, get) in [ACCURACY, PERPLEXITY, PEARSON].into_iter().filter(|(_, get)| has(*get)) {
         for (x, position) in along(run.info.clock) {
             let series = vec![series("held-out", 0, false, &run.curve, position, get)];
             text += &figure(&chart(x, y, &series));

@@ -25,6 +25,13 @@ pub(super) fn facts(run: &Summary) -> String {
         if let Some(perplexity) = eval.perplexity {
             facts.push(("perplexity", format!("{perplexity:.3}"), "exp(loss)".to_owned()));
         }
+        if let Some(pearson) = eval.pearson {
+            facts.push((
+                "Pearson",
+                format!("{pearson:.4}"),
+                "the loss is the mean squared error".to_owned(),
+            ));
+        }
         facts.push(("loss", format!("{:.4}", eval.loss), on));
     }
     let wall = format!("{} on this machine", units::seconds(run.wall_s));

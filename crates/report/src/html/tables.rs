@@ -11,12 +11,13 @@ use std::collections::BTreeMap;
 
 type Column = (&'static str, fn(&Point) -> Option<f64>);
 
-const MEASURES: [Column; 9] = [
+const MEASURES: [Column; 10] = [
     ("train loss", |point| point.train_loss),
     ("loss", |point| point.loss),
     ("accuracy", |point| point.accuracy),
     ("macro-F1", |point| point.macro_f1),
     ("perplexity", |point| point.perplexity),
+    ("Pearson", |point| point.pearson),
     ("waves", |point| point.figures.get("waves").copied()),
     ("perturbations", |point| point.figures.get("perturbations").copied()),
     ("D(g)", |point| point.figures.get("variance").copied()),
@@ -51,8 +52,12 @@ pub(super) fn progress(run: &Summary) -> String {
         before.by_class.get(class).map(|before| (class.as_str(), before, after))
     });
     for (name, before, after) in [("everyone", before, after)].into_iter().chain(classes) {
-        let measure = |eval: &Eval| eval.accuracy.or(eval.perplexity);
-        let kind = if after.accuracy.is_some() { "accuracy" } else { "perplexity" };
+        let measure = |eval: &Eval| eval.accuracy.or(eval.perplexity).or(eval.pearson);
+        let kind = match after {
+            Eval { accuracy: Some(_), .. } => "accuracy",
+            Eval { pearson: Some(_), .. } => "Pearson",
+            _ => "perplexity",
+        };
         let figure = |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.4}"));
         table.row(vec![
             name.to_owned(),

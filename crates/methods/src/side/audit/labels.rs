@@ -4,6 +4,7 @@ use super::{Finding, Seen, Tally, distance, nearest};
 use crate::side::bench::SideBench;
 use crate::side::cache::{Cache, RowReader};
 use crate::side::trainer::{Batch, Sample, read};
+use data::Label;
 use federation::Fault;
 use model::argmax;
 use ops::{Mat, Workspace};
@@ -20,19 +21,21 @@ pub(super) fn attack(
     seen: &[Seen],
 ) -> Result<Vec<Finding>, Fault> {
     let mut said = Vec::with_capacity(seen.len());
-    let mut points = Vec::new();
+    let (mut points, has_classes) = (Vec::new(), !bench.is_language() && !bench.is_number());
     each(bench, ws, traffic, seen, |_, batch| {
-        said.extend((0..batch.differences.rows()).map(|at| argmax(batch.differences.row(at))));
-        if !bench.is_language() {
+        say(bench, &batch.differences, &mut said);
+        if has_classes {
             points.extend_from_slice(&batch.differences);
         }
         Ok(())
     })?;
-    if bench.is_language() {
-        return Ok(vec![tally(&said, seen).finding("next token: largest entry")]);
+    if !has_classes {
+        let attack = if bench.is_number() { "number: the difference" } else { "next token: largest entry" };
+        return Ok(vec![tally(&said, seen).finding(attack)]);
     }
     let points = ws.from_slice(seen.len(), bench.outputs, &points);
     let clustered = clusters(&points.map_err(fault)?, &truth(seen), bench.outputs);
+    let clustered: Vec<Label> = clustered.into_iter().map(Label::Class).collect();
     Ok(vec![
         tally(&said, seen).finding("label: largest coordinate"),
         tally(&clustered, seen).finding("label: clusters, one known label a class"),
@@ -52,7 +55,7 @@ pub(super) fn ask(
     each(bench, ws, traffic, seen, |backbone, batch| {
         let output = bench.network.forward(ws, theta, backbone, &batch.taps);
         let output = output.map_err(|error| Fault(format!("the side network: {error}")))?;
-        said.extend((0..output.rows()).map(|at| argmax(output.row(at))));
+        say(bench, &output, &mut said);
         if bench.mix.is_some() {
             outputs.extend_from_slice(&output);
         }
@@ -60,7 +63,7 @@ pub(super) fn ask(
     })?;
     if bench.mix.is_some() {
         let outputs = ws.from_slice(seen.len(), bench.outputs, &outputs).map_err(fault)?;
-        said = clusters(&outputs, &truth(seen), bench.outputs);
+        said = clusters(&outputs, &truth(seen), bench.outputs).into_iter().map(Label::Class).collect();
     }
     Ok(tally(&said, seen))
 }
@@ -89,15 +92,42 @@ fn fault(error: ops::Error) -> Fault {
     Fault(format!("the audit: {error}"))
 }
 
-fn truth(seen: &[Seen]) -> Vec<u32> {
-    seen.iter().map(|seen| seen.label).collect()
+/// What outputs or differences say: the largest coordinate, or the number.
+fn say(bench: &SideBench, outputs: &Mat, said: &mut Vec<Label>) {
+    let number = bench.is_number();
+    said.extend((0..outputs.rows()).map(|at| match outputs.row(at) {
+        &[output] if number => Label::Number(output),
+        row => Label::Class(argmax(row)),
+    }));
 }
 
-fn tally(said: &[u32], seen: &[Seen]) -> Tally {
-    let mut counts: BTreeMap<u32, usize> = BTreeMap::new();
-    seen.iter().for_each(|seen| *counts.entry(seen.label).or_default() += 1);
-    let right = said.iter().zip(seen).filter(|(said, seen)| **said == seen.label).count();
-    Tally { right, blind: counts.into_values().max().unwrap_or(0), tried: seen.len() }
+fn truth(seen: &[Seen]) -> Vec<u32> {
+    seen.iter().filter_map(|seen| seen.label.class()).collect()
+}
+
+fn tally(said: &[Label], seen: &[Seen]) -> Tally {
+    let numbers: Vec<f32> = seen.iter().filter_map(|seen| number(seen.label)).collect();
+    if numbers.is_empty() {
+        let mut counts: BTreeMap<u32, usize> = BTreeMap::new();
+        truth(seen).into_iter().for_each(|class| *counts.entry(class).or_default() += 1);
+        let right = said.iter().zip(seen).filter(|(said, seen)| **said == seen.label).count();
+        return Tally { right, blind: counts.into_values().max().unwrap_or(0), tried: seen.len() };
+    }
+    // A number is recovered when what is said lies within a tenth of a deviation of it.
+    let count = numbers.len() as f32;
+    let mean = numbers.iter().sum::<f32>() / count;
+    let deviation = (numbers.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / count).sqrt();
+    let is_near = |said: f32, truth: f32| (said - truth).abs() <= 0.1 * deviation;
+    let right = said
+        .iter()
+        .zip(&numbers)
+        .filter(|(said, truth)| number(**said).is_some_and(|said| is_near(said, **truth)));
+    let blind = numbers.iter().filter(|truth| is_near(mean, **truth)).count();
+    Tally { right: right.count(), blind, tried: seen.len() }
+}
+
+fn number(label: Label) -> Option<f32> {
+    if let Label::Number(number) = label { Some(number) } else { None }
 }
 
 /// k-means (Lloyd's iterations) from the first sample of each class, whose label is known.

@@ -16,7 +16,7 @@ use super::language;
 use super::trainer::Sample;
 use crate::{Setup, SetupError};
 use base::{Blob, Meter};
-use data::Target;
+use data::{Label, Target};
 use federation::Fault;
 use ops::Workspace;
 
@@ -37,8 +37,8 @@ struct Seen<'a> {
     sample: Sample,
     /// The tokens that its states come from: of a language model those up to its position.
     text: &'a [u32],
-    /// The class, or the next token.
-    label: u32,
+    /// What it is of: a class, a number, or as a class the next token.
+    label: Label,
 }
 
 /// How often an attack was right.
@@ -137,13 +137,14 @@ fn recorded<'a>(bench: &'a SideBench, traffic: &Cache) -> Result<Vec<Seen<'a>>, 
 }
 
 /// The samples of a row: tokens and label of each.
-fn made_of(bench: &SideBench, row: usize) -> Vec<(&[u32], u32)> {
+fn made_of(bench: &SideBench, row: usize) -> Vec<(&[u32], Label)> {
     let row = &bench.lab.work.train[row];
     match row.target {
-        Target::Class(label) => vec![(&row.ids, label)],
+        Target::Class(class) => vec![(&row.ids, Label::Class(class))],
+        Target::Number(number) => vec![(&row.ids, Label::Number(number))],
         Target::None | Target::Completion { .. } => {
             let learned = row.ids.len() - language::samples(row)..row.ids.len();
-            learned.map(|next| (&row.ids[..next], row.ids[next])).collect()
+            learned.map(|next| (&row.ids[..next], Label::Class(row.ids[next]))).collect()
         }
     }
 }

@@ -27,8 +27,8 @@ impl Walk<'_> {
         let (width, sequences) = (self.spec.width as u64, self.sequences);
         let normed = if self.is_pre() { self.take(self.rows * width) } else { 0 };
         match self.task {
-            Task::Classification { classes, .. } => {
-                let classes = *classes as u64;
+            Task::Classification { .. } | Task::Regression { .. } => {
+                let classes = self.task.classes() as u64;
                 self.product(sequences, classes, width);
                 self.pass_through(sequences * (width + 2 * classes + 2));
             }
@@ -50,8 +50,8 @@ impl Walk<'_> {
         let normed = if has_norm { self.take(rows * width) } else { 0 };
         let mut gradient = 0;
         match self.task {
-            Task::Classification { classes, .. } => {
-                let classes = *classes as u64;
+            Task::Classification { .. } | Task::Regression { .. } => {
+                let classes = self.task.classes() as u64;
                 let inside = self.take(sequences * (width + 2 * classes));
                 self.product(sequences, classes, 3 * width);
                 if below || (has_norm && trained_norm) {

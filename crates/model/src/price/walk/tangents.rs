@@ -243,8 +243,8 @@ impl Walk<'_> {
         let (norm_moved, head_moved) = (moved(false), moved(true));
         let hidden = if self.is_pre() { self.norm_tangent(fan, x, norm_moved) } else { x };
         match self.task {
-            Task::Classification { classes, .. } => {
-                let classes = *classes as u64;
+            Task::Classification { .. } | Task::Regression { .. } => {
+                let classes = self.task.classes() as u64;
                 let features = self.hold(fan, sequences * width, hidden.wide);
                 self.drop(fan, hidden);
                 self.product(sequences * fan.copies(hidden.wide), classes, width);
