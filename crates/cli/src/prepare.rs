@@ -9,7 +9,7 @@ use crate::scenario::{BUILTIN, DataConfig, ModelConfig, Scenario, TaskKind};
 use base::{Blob, Node, Seed, units};
 use data::{Columns, Dataset, Encoded, Holdings, LabelKind, PartitionConfig, Tokenizer};
 use federation::{Acceptance, Member, Plan};
-use methods::{Assembly, Keep, OtherBackbone, Quote, Setup, Workload};
+use methods::{Assembly, Draws, Keep, OtherBackbone, Quote, Setup, Workload};
 use model::{Model, PeftConfig, Task};
 use report::{Clock, DeviceClass, Resident, RunInfo};
 use sim::{Availability, SimConfig};
@@ -68,18 +68,20 @@ pub fn prepare(
     threads: usize,
     replay: Option<Acceptance>,
 ) -> Result<Prepared, Failure> {
-    prepare_for(Holder::Simulator, scenario, threads, replay)
+    prepare_for(Holder::Simulator, Draws::Run, scenario, threads, replay)
 }
 
-/// The same for a process that holds other rows.
+/// The same for a process that holds other rows, and knows of other draws.
 pub fn prepare_for(
     holder: Holder,
+    draws: Draws,
     scenario: Scenario,
     threads: usize,
     replay: Option<Acceptance>,
 ) -> Result<Prepared, Failure> {
     let seed = Seed(scenario.run.seed);
-    let keep = Keep { traffic: scenario.audit.record.then(Default::default), ..Keep::default() };
+    let traffic = scenario.audit.record.then(Default::default);
+    let keep = Keep { traffic, draws, ..Keep::default() };
     let Parts { setup, material, availability } =
         parts(holder, &scenario, threads, replay.clone(), keep.clone())?;
     let before = PROCESS.used();

@@ -25,7 +25,7 @@ mod train;
 
 pub use evaluate::evaluate;
 pub use lab::{Lab, OtherBackbone, Workload, gather};
-pub use method::{Assembly, Entry, Keep, Method, Quote, Saver, ServerQuote, Setup, SetupError};
+pub use method::{Assembly, Draws, Entry, Keep, Method, Quote, Saver, ServerQuote, Setup, SetupError};
 pub use train::TrainConfig;
 
 /// Every method there is.

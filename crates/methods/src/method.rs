@@ -75,13 +75,26 @@ pub struct Setup {
     pub keep: Keep,
 }
 
-/// Where a method keeps what it caches between jobs: in memory, until a directory is given.
+/// What a method keeps between jobs, in memory until a directory is given, and to itself.
 #[derive(Clone, Default)]
 pub struct Keep {
     /// Activations that devices sent.
     pub cache: Arc<Cache>,
     /// Everything that devices sent, as the server saw it; for audits.
     pub traffic: Option<Arc<Cache>>,
+    pub draws: Draws,
+}
+
+/// Where the draws come from that hide something of a device: who knows that can undo them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Draws {
+    /// The run's seed: a simulation can be repeated, and hides nothing from who runs it.
+    #[default]
+    Run,
+    /// What only this device knows.
+    Own(Seed),
+    /// What only the devices know; this is their server.
+    Theirs,
 }
 
 impl Keep {

@@ -66,6 +66,12 @@ impl Wallet {
         Ok(Wallet { folder: folder.to_owned(), pair })
     }
 
+    /// A number that nobody else can know, the same whenever this device asks: made of its key.
+    pub fn secret(&self) -> u64 {
+        let hash = blake3::derive_key("undertone: what a device draws from", self.pair.serialized_der());
+        u64::from_le_bytes(hash[..8].try_into().expect("eight of thirty-two bytes"))
+    }
+
     /// A request for a certificate of this key, in PEM.
     pub fn request(&self) -> Result<String, IdentityError> {
         Ok(CertificateParams::default().serialize_request(&self.pair)?.pem()?)

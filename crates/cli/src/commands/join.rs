@@ -8,6 +8,7 @@ use crate::site::{self, files};
 use base::{Node, Seed, units};
 use clap::Args;
 use federation::{Fact, Status};
+use methods::Draws;
 use net::device::channel::Url;
 use net::device::{self, DeviceConfig, DeviceNews, EnrollError, JoinError, Leave, Patience};
 use net::identity::{Card, Wallet};
@@ -72,7 +73,8 @@ impl Join {
         eprintln!("{} of {url}", card.node);
         let brief =
             device::brief(&identity, &url, Patience::default(), &mut tell, interrupt).map_err(explain)?;
-        let prepared = self.prepare(brief.node, &brief.body)?;
+        let draws = Draws::Own(Seed(wallet.secret()));
+        let prepared = self.prepare(brief.node, draws, &brief.body)?;
         let build = || (prepared.assembly.federation.build)(brief.node);
         let config = DeviceConfig {
             budget: self.budget(&prepared, brief.node),
@@ -132,7 +134,7 @@ impl Join {
         }
     }
 
-    fn prepare(&self, node: Node, said: &[u8]) -> Result<Prepared, Failure> {
+    fn prepare(&self, node: Node, draws: Draws, said: &[u8]) -> Result<Prepared, Failure> {
         let (brief, mut scenario) = Brief::open(said)?;
         if node.0 == 0 || node.0 > scenario.fleet.devices {
             return Err(Failure::new(Exit::Failed, format!("the server's scenario has no {node}")));
@@ -147,7 +149,7 @@ impl Join {
         }
         let rows = self.rows(&scenario)?;
         let holder = Holder::Device { node, rows, labels: &brief.labels };
-        prepare_for(holder, scenario, self.threads.map_or(1, usize::from), None)
+        prepare_for(holder, draws, scenario, self.threads.map_or(1, usize::from), None)
     }
 
     /// The file of this device's rows, where the method trains.

@@ -10,6 +10,7 @@ use crate::site::{self, Site, files};
 use base::SERVER;
 use clap::Args;
 use federation::{Fact, Status};
+use methods::Draws;
 use net::{Board, ServeError, ServerConfig, ServerNews};
 use report::Clock;
 use sim::{Ended, Output, TraceHash};
@@ -50,7 +51,8 @@ impl Serve {
             return Ok(Exit::Completed);
         }
         self.stage.say(short(given.given()));
-        let prepared = prepare_for(holder(&scenario), scenario, self.stage.threads(), None)?;
+        let held = holder(&scenario);
+        let prepared = prepare_for(held, Draws::Theirs, scenario, self.stage.threads(), None)?;
         prepared.keep.settle(&state);
         site.clear_leftover()?;
         let run = RunDir::create(self.out.as_deref(), &prepared.scenario.run.name)?;

@@ -141,3 +141,22 @@ fn a_number_is_learned_predicted_and_served() {
     refused(&["method={ name = \"fedavg-lora\" }"], 2, "model.task = \"regression\" is for side-tuning");
     refused(&["method={ name = \"side-tuning\", loss = \"exact\" }"], 2, "a number is learned with");
 }
+
+#[test]
+fn what_a_real_device_draws_its_server_cannot_repeat() {
+    let scratch = Scratch::tiny();
+    let noise =
+        "method={ name = \"side-tuning\", privacy = { mode = \"randomized-response\", epsilon = 1.0 } }";
+    let served = Served::new(&scratch, "noise", &[noise]);
+    let (mut server, mut devices) = (served.server(), served.devices());
+    assert_eq!(server.end(), Some(0), "{}", served.log("server"));
+    for device in &mut devices {
+        assert_eq!(device.end(), Some(0));
+    }
+    // The same seed, and other labels.
+    assert_ne!(weights(&served.run()), served.simulated());
+    let mixed = "method={ name = \"side-tuning\", privacy = { mode = \"mixed\" } }";
+    let served = Served::new(&scratch, "mixed", &[mixed]);
+    assert_eq!(served.server().end(), Some(2));
+    assert!(served.log("server").contains("all devices share"), "{}", served.log("server"));
+}

@@ -9,7 +9,7 @@ use super::privacy::{Privacy, mixed, secret_mix, unmixed};
 use super::trainer::Trainer;
 use crate::lab::{Lab, gather};
 use crate::train::hold;
-use crate::{Saver, Setup, SetupError};
+use crate::{Draws, Saver, Setup, SetupError};
 use base::{Blob, Cost, Meter, Node, Seed};
 use data::{Encoded, Label, Target};
 use federation::Fault;
@@ -29,8 +29,7 @@ pub struct SideBench {
     pub head: DeviceHead,
     pub cache: Arc<Cache>,
     pub traffic: Option<Arc<Cache>>,
-    /// Where the devices' draws come from. In simulation it is derived from the run's seed, so that a
-    /// run can be repeated; a real device must draw its own, since whoever knows it undoes the draws.
+    /// Where the devices' draws come from. Whoever knows it undoes them: see [`Draws`].
     secret: Seed,
     /// The secret mix of the output coordinates, row by row, where there is one.
     pub mix: Option<Vec<f32>>,
@@ -118,7 +117,11 @@ impl SideBench {
         };
         let peaks = Peaks::of(&network, &backbones, &lab, &options)
             .map_err(|error| SetupError(error.to_string()))?;
-        let secret = setup.seed.child("device secrets", 0);
+        let secret = match setup.keep.draws {
+            Draws::Own(secret) => secret,
+            // A server draws nothing for its devices.
+            Draws::Run | Draws::Theirs => setup.seed.child("device secrets", 0),
+        };
         let mix =
             (options.privacy == Privacy::Mixed {}).then(|| secret_mix(outputs, secret.child("mix", 0)));
         Ok(SideBench {

@@ -4,7 +4,7 @@ use super::backbone::Backbone;
 use super::device_head::HeadKind;
 use super::format::TapFormat;
 use super::privacy::Privacy;
-use crate::{Setup, SetupError};
+use crate::{Draws, Setup, SetupError};
 use federation::Pace;
 use model::side::{AddedTo, Form, SideConfig, SideNetwork, Width, even_layers};
 use serde::{Deserialize, Serialize};
@@ -159,6 +159,12 @@ impl Options {
             return refuse(
                 "with privacy.mode = \"noise\" the device's head must be zero: one trained on the true labels \
                  would carry them into the difference, and epsilon would not hold",
+            );
+        }
+        if self.privacy == (Privacy::Mixed {}) && setup.keep.draws != Draws::Run {
+            return refuse(
+                "privacy.mode = \"mixed\" needs a secret that all devices share and their server does not know, and \
+                 nothing brings real devices one: it can be simulated, to see how little it hides",
             );
         }
         if self.loss == LossKind::Exact && !plain {

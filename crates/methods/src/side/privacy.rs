@@ -7,7 +7,8 @@
 //! Each difference is drawn once a sample and sent once, by the seed of that sample: a device that is
 //! killed sends the same draw again, and the epochs the server makes of it are post-processing. So
 //! epsilon does not grow with epochs. It holds only if `b` itself depends on no label, or on none but
-//! the randomised ones.
+//! the randomised ones, and if nobody else can repeat the draw: a real device draws from its own secret, which
+//! is not the run's seed ([`Draws`](crate::Draws)).
 //!
 //! Sources: the exact privacy of Gaussian noise, Balle and Wang 2018 (arXiv 1805.06530), Theorem 8;
 //! k-ary randomised response, Kairouz et al. 2014 (arXiv 1407.1338).
