@@ -281,6 +281,10 @@ fn a_device_says_what_is_wrong_and_the_operator_sees_it() {
     };
     assert_eq!(server.end(), Some(0), "{}", served.log("server"));
     assert!(status("small-run").contains("completed"), "{}", status("small-run"));
+    // Not even the model fits: the backstop ends the process, with the exit code of what does not fit.
+    let crammed = served.device(1, &["--memory-limit", "64 kB"]).end();
+    assert_eq!(crammed, Some(5), "{}", served.log("device-1"));
+    assert!(served.log("device-1").contains("--memory-limit is 64.0 kB"), "{}", served.log("device-1"));
     let wrong = served.device(2, &["--model", "."]).end();
     assert!(wrong.is_some_and(|code| code != 0));
     scratch.undertone(&["join", "http://x", "--state", "nobody"]).assert().code(2);

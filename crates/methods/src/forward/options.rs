@@ -133,6 +133,18 @@ impl Options {
         self.perturb.directions(self.perturbations as usize, sequences)
     }
 
+    /// What a device computes for a wave, in forward passes: a tangent is worth one, a backward pass two.
+    pub fn passes(&self, moving: bool) -> u64 {
+        let directions = if moving { u64::from(self.perturbations) } else { 0 };
+        let plain = u64::from(self.head == HeadRule::Exact || !moving);
+        match self.estimator {
+            Estimator::Tangent if moving => 1 + directions + plain,
+            Estimator::Tangent => plain,
+            Estimator::Difference => 2 * directions + plain,
+            Estimator::Backward => 3,
+        }
+    }
+
     /// Whether the directions of a round are chosen among candidates.
     pub fn picks_in(&self, round: u32) -> bool {
         self.keep < 1.0 && (self.candidates == Candidates::Directions || round.is_multiple_of(2))

@@ -41,6 +41,7 @@ pub struct Server {
 struct Totals {
     perturbations: u64,
     waves: u64,
+    passes: u64,
     discarded: u64,
     /// Bytes that came up for what was perturbed, and for the head: also those that counted for nothing.
     perturbation_bytes: u64,
@@ -316,6 +317,7 @@ impl Server {
             }
         }
         self.totals.waves += waves;
+        self.totals.passes += waves * self.options.passes(self.open.moving);
         self.totals.discarded += self.open.told.len() as u64 - waves;
         self.totals.perturbations += step.spread.perturbations;
         self.note(step.spread);
@@ -326,6 +328,7 @@ impl Server {
             ("waves", f64::from(step.tier.max(1))),
             ("perturbations_total", self.totals.perturbations as f64),
             ("waves_total", self.totals.waves as f64),
+            ("forward_passes_total", self.totals.passes as f64),
             ("waves_discarded", self.totals.discarded as f64),
             ("perturbation_bytes_up", self.totals.perturbation_bytes as f64),
             ("head_bytes_up", self.totals.head_bytes as f64),
