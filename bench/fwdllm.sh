@@ -56,8 +56,8 @@ run agnews-head-dense agnews-fwdllm $head --set method.uplink=dense
 
 # The paper's own recipe: bottleneck adapters and head perturbed together, 100 phones a step, paced by D(g);
 # with directions of each sequence's own, since 100,000 of whole batches take hours.
-paper='--set peft={kind="bottleneck",bottleneck_size=24} --set cohort.fraction-train=0.1 --set train.learning_rate=0.01 --set train.eval_every=25'
-run agnews-paper agnews-fwdllm $paper --set run.num-server-rounds=125 \
+paper='--set peft={kind="bottleneck",bottleneck_size=24} --set cohort.fraction-train=0.1 --set train.learning_rate=0.01 --set train.eval_every=21'
+run agnews-paper agnews-fwdllm $paper --set run.num-server-rounds=63 \
     --set 'method={name="fwdllm",perturb="sequences",pacing="variance",threshold=0.5,most_waves=2}'
 # The arithmetic of the public code: central differences, one direction a batch, sent dense, filtered by tensors in
 # every other round, paced by the variance of one tensor.
