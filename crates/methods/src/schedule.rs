@@ -271,7 +271,8 @@ mod tests {
 
     #[test]
     fn optimal_is_what_brute_force_finds() {
-        for (turns, seed) in sweep(300, 7) {
+        let eight = |i: u64| (instance(8, 0.2 * (i + 1) as f64, Seed(i)), Seed(i));
+        for (turns, seed) in sweep(300, 7).chain((0..10).map(eight)) {
             let found = makespan(&turns, &order(Policy::Optimal, &turns, seed));
             let best = brute_force(&turns);
             assert!((found - best).abs() < 1e-9, "{found} against {best} on {turns:?}");
