@@ -17,7 +17,7 @@ use crate::losses::Losses;
 use crate::pace::{CohortConfig, Pace};
 use crate::roster::{self, Hello, Roster};
 use crate::{
-    Acceptance, Cx, Effects, Event, Fact, Fault, Input, JobId, Machine, Member, Record, Side, Status,
+    Acceptance, Cx, Effects, Event, Fact, Fault, Input, JobId, Machine, Member, Memory, Record, Side, Status,
     Summary,
 };
 use base::{CodecError, Node, Packet, SERVER, Seed, Time, decode, encode};
@@ -444,11 +444,12 @@ impl<S: Side> Coordinator<S> {
         self.stop(status, turn);
     }
 
-    fn restore(&mut self, snapshot: &Packet, turn: &mut Turn<'_, S>) {
+    fn restore(&mut self, snapshot: &Packet, memory: Memory, turn: &mut Turn<'_, S>) {
         match decode(snapshot) {
             Ok(state) => {
                 self.state = state;
                 self.state.roster.rebuild();
+                self.state.side.restored(memory, &self.bench);
                 self.state.jobs.restart(&self.bench, turn.fx);
             }
             Err(error) => {
@@ -467,7 +468,7 @@ impl<S: Side> Machine for Coordinator<S> {
             self.state.phase = Phase::Gathering;
         }
         match input {
-            Input::Restored(snapshot) => self.restore(&snapshot, turn),
+            Input::Restored { snapshot, memory } => self.restore(&snapshot, memory, turn),
             Input::Message { from, packet } => self.message(from, &packet, turn),
             _ if stopped => {}
             Input::Start => {}

@@ -2,8 +2,8 @@
 
 use crate::frame::{Frame, Letter};
 use crate::{
-    CohortConfig, Coordinator, Cx, Effects, Event, Fact, Fault, Input, Machine, Member, Plan, Side, Status,
-    Worker,
+    CohortConfig, Coordinator, Cx, Effects, Event, Fact, Fault, Input, Machine, Member, Memory, Plan, Side,
+    Status, Worker,
 };
 use base::{Blob, Cost, Meter, Node, Packet, SERVER, Seed, Time};
 use proptest::prelude::*;
@@ -213,6 +213,10 @@ fn frames() -> impl Strategy<Value = Frame> {
     ]
 }
 
+fn restored(snapshot: Packet) -> Input {
+    Input::Restored { snapshot, memory: Memory::Lost }
+}
+
 proptest! {
     /// Well-formed frames in any order, with any numbers, from anyone.
     #[test]
@@ -230,7 +234,7 @@ proptest! {
                 machine.handle(now, message, &mut Effects::default());
                 machine.handle(now, Input::Timer, &mut Effects::default());
                 let mut again = Effects::default();
-                machine.handle(now, Input::Restored(machine.snapshot()), &mut again);
+                machine.handle(now, restored(machine.snapshot()), &mut again);
                 prop_assert!(again.records.is_empty(), "a snapshot reads back");
             }
         }
@@ -249,7 +253,7 @@ proptest! {
             let fx = hear(machine, Node(2), packet.clone());
             prop_assert_eq!(fx.records.len(), 1);
             // A damaged snapshot is no reason to panic either.
-            machine.handle(Time(3), Input::Restored(packet.clone()), &mut Effects::default());
+            machine.handle(Time(3), restored(packet.clone()), &mut Effects::default());
         }
     }
 }

@@ -4,7 +4,7 @@
 //! what arrives: a snapshot is taken at a checkpoint once as many bytes of inputs have come in as the last
 //! snapshot took, so that a server with ten thousand members does not write all of them every round.
 
-use crate::{Effects, Input, Machine, Task};
+use crate::{Effects, Input, Machine, Memory, Task};
 use base::{CodecError, Packet, Time, decode, encode};
 use bytes::{Buf, Bytes};
 use serde::{Deserialize, Serialize};
@@ -86,11 +86,24 @@ impl Durable {
     /// inputs are dropped, since they left before the kill or are repeated by timers; the caller feeds an
     /// [`Input::Timer`] next.
     pub fn revive(journal: Journal, build: impl Fn() -> Box<dyn Machine>) -> Revived {
+        Durable::bring_back(journal, build, Memory::Lost)
+    }
+
+    /// As [`Durable::revive`], but the journal stays what it was, and memory counts as kept: for a driver that
+    /// was itself at rest and goes on as if nothing had happened to the node.
+    pub fn resume(journal: Journal, build: impl Fn() -> Box<dyn Machine>) -> Revived {
+        let mut revived = Durable::bring_back(journal.clone(), build, Memory::Kept);
+        revived.durable.journal = journal;
+        revived
+    }
+
+    fn bring_back(journal: Journal, build: impl Fn() -> Box<dyn Machine>, memory: Memory) -> Revived {
         let replayed = journal.inputs.len() as u64;
         let (mut last, mut machine) = (Time::ZERO, build());
         if let Some((at, snapshot)) = journal.snapshot {
             last = at;
-            machine.handle(at, Input::Restored(snapshot), &mut Effects::default());
+            let past = Input::Restored { snapshot, memory: Memory::Kept };
+            machine.handle(at, past, &mut Effects::default());
         }
         for (at, input) in journal.inputs {
             last = at;
@@ -99,17 +112,9 @@ impl Durable {
         // What the machine, at the end of its past, asks for when restored is exactly what is outstanding.
         let snapshot = machine.snapshot();
         let (mut fx, mut machine) = (Effects::default(), build());
-        machine.handle(last, Input::Restored(snapshot.clone()), &mut fx);
-        let durable = Durable { machine, journal: Journal::from_snapshot(last, snapshot) };
-        Revived { durable, tasks: fx.tasks, replayed }
-    }
-
-    /// As [`Durable::revive`], but the journal stays what it was: for a driver that was itself at rest and
-    /// goes on as if nothing had happened to the node.
-    pub fn resume(journal: Journal, build: impl Fn() -> Box<dyn Machine>) -> Revived {
-        let mut revived = Durable::revive(journal.clone(), build);
-        revived.durable.journal = journal;
-        revived
+        machine.handle(last, Input::Restored { snapshot, memory }, &mut fx);
+        let journal = Journal::from_snapshot(last, machine.snapshot());
+        Revived { durable: Durable { machine, journal }, tasks: fx.tasks, replayed }
     }
 
     /// What is on disk at this instant.
@@ -198,9 +203,9 @@ impl Journal {
 
 fn input_bytes(input: &Input) -> u64 {
     match input {
-        Input::Message { packet, .. } | Input::Done { result: packet, .. } | Input::Restored(packet) => {
-            packet.wire_len()
-        }
+        Input::Message { packet, .. }
+        | Input::Done { result: packet, .. }
+        | Input::Restored { snapshot: packet, .. } => packet.wire_len(),
         Input::Start | Input::Timer | Input::Refused { .. } | Input::Lost(_) => 0,
     }
 }

@@ -49,7 +49,7 @@ pub use coordinator::{Coordinator, Plan};
 pub use frame::PROTOCOL;
 pub use journal::{Durable, Journal, Revived};
 pub use losses::EMPTY_ROUNDS;
-pub use machine::{Effects, Federation, Input, JobId, Machine, Outcome, Status, Task};
+pub use machine::{Effects, Federation, Input, JobId, Machine, Memory, Outcome, Status, Task};
 pub use pace::{CohortConfig, CohortError, Pace};
 pub use side::{Cx, Event, Fault, Member, Side, Summary};
 pub use trace::{Eval, Fact, Record};

@@ -33,7 +33,18 @@ pub enum Input {
     /// The driver gave up on a node: its connection or process is gone for good.
     Lost(Node),
     /// The first input of a node that lived before: its last snapshot.
-    Restored(Packet),
+    Restored { snapshot: Packet, memory: Memory },
+}
+
+/// What became of a process's memory when its node was restored: of what jobs left behind there, since all
+/// else is in the snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Memory {
+    /// The process was killed, and its memory went with it.
+    Lost,
+    /// Nothing happened to the node: its driver came to rest and goes on, and what was there counts as being
+    /// there still.
+    Kept,
 }
 
 /// What a node wants done. Drivers carry it out after the input is journalled.

@@ -1,6 +1,6 @@
 //! What the author of a method writes, twice per file: the device's half and the server's half.
 
-use crate::Eval;
+use crate::{Eval, Memory};
 use base::{Cost, Meter, Node, Time};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -26,6 +26,10 @@ pub trait Side: Serialize + DeserializeOwned + Send + 'static {
     /// Take one event and say what to do. Pure and instant: no clock, no shared generator, no
     /// computing; sums in node order.
     fn handle(&mut self, event: Event<Self>, cx: &mut Cx<Self>);
+
+    /// This half was restored, and its bench is empty. A half whose prices depend on what jobs left in the
+    /// bench says here what they go by.
+    fn restored(&mut self, _memory: Memory, _bench: &Self::Bench) {}
 
     /// What a job will take, by arithmetic alone.
     fn price(job: &Self::Job, bench: &Self::Bench) -> Cost;

@@ -14,7 +14,9 @@ use crate::alarm::Alarm;
 use crate::frame::{Content, Excuse, Frame, FrameError, Letter, printable};
 use crate::jobs::{self, Jobs};
 use crate::link::{Breach, Link};
-use crate::{Cx, Effects, Event, Fact, Fault, Input, JobId, Machine, Member, Record, Side, Status};
+use crate::{
+    Cx, Effects, Event, Fact, Fault, Input, JobId, Machine, Member, Memory, Record, Side, Status,
+};
 use base::{CodecError, Node, Packet, SERVER, Seed, Time, decode, encode};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -236,10 +238,11 @@ impl<S: Side> Worker<S> {
         self.record(now, Fact::Fault { round, job, label, reason }, fx);
     }
 
-    fn restore(&mut self, now: Time, snapshot: &Packet, fx: &mut Effects) {
+    fn restore(&mut self, now: Time, snapshot: &Packet, memory: Memory, fx: &mut Effects) {
         match decode(snapshot) {
             Ok(state) => {
                 self.state = state;
+                self.state.side.restored(memory, &self.bench);
                 self.state.jobs.restart(&self.bench, fx);
             }
             Err(error) => {
@@ -259,7 +262,7 @@ impl<S: Side> Machine for Worker<S> {
         let was_idle = self.is_idle();
         let over = matches!(self.state.phase, Phase::Over(_));
         match input {
-            Input::Restored(snapshot) => self.restore(now, &snapshot, fx),
+            Input::Restored { snapshot, memory } => self.restore(now, &snapshot, memory, fx),
             _ if over => {}
             Input::Start => self.begin(now, now.0, fx),
             Input::Message { from, packet } => self.message(now, from, &packet, fx),

@@ -6,11 +6,10 @@ use super::{Activations, Between, Half, Judged, Labels, Options, Order, Report, 
 use crate::train;
 use crate::{Lab, Quote};
 use base::{Blob, Cost, Meter, Node, SERVER};
-use federation::{Cx, Event, Fault, Side};
+use federation::{Cx, Event, Fault, Memory, Side};
 use model::optim::Optimizer;
 use model::{Layout, Model, Place, price};
 use serde::{Deserialize, Serialize};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Where a device is in its pass over its rows.
@@ -45,6 +44,8 @@ pub struct Device {
     step: u32,
     steps: u32,
     examples: u64,
+    /// The step whose forward pass this process has run.
+    forwarded: Option<u32>,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -65,26 +66,34 @@ pub enum Done {
 pub struct DeviceBench {
     lab: Arc<Lab>,
     options: Arc<Options>,
-    stash: Mutex<Option<Stash>>,
-    /// Whether this device has run a forward pass since the program began. Until then, after a run was
-    /// resumed, prices are those of a device that was never interrupted.
-    ran: Arc<AtomicBool>,
+    left: Mutex<Left>,
+}
+
+/// What the last forward pass left for its backward.
+enum Left {
+    Nothing,
+    Stash(Stash),
+    /// A stash of this round and step, which the program did not keep when it came to rest in between: it is
+    /// made again, at the price of one that is there.
+    Before { round: u32, step: u32 },
 }
 
 impl DeviceBench {
-    pub fn new(lab: Arc<Lab>, options: Arc<Options>, ran: Arc<AtomicBool>) -> DeviceBench {
-        DeviceBench { lab, options, stash: Mutex::new(None), ran }
+    pub fn new(lab: Arc<Lab>, options: Arc<Options>) -> DeviceBench {
+        DeviceBench { lab, options, left: Mutex::new(Left::Nothing) }
     }
 
-    /// Put something into the stash, and take out what was there.
-    fn swap(&self, stash: Option<Stash>) -> Option<Stash> {
-        std::mem::replace(&mut *self.stash.lock().unwrap_or_else(PoisonError::into_inner), stash)
+    /// Leave something, and take what was left.
+    fn leave(&self, left: Left) -> Left {
+        std::mem::replace(&mut *self.left.lock().unwrap_or_else(PoisonError::into_inner), left)
     }
 
     fn keeps(&self, pass: &Pass, step: u32) -> bool {
-        let stash = self.stash.lock().unwrap_or_else(PoisonError::into_inner);
-        let resumed = !self.ran.load(Ordering::Relaxed) && self.options.between == Between::Keep;
-        resumed || stash.as_ref().is_some_and(|stash| stash.is_of(pass, step))
+        match &*self.left.lock().unwrap_or_else(PoisonError::into_inner) {
+            Left::Nothing => false,
+            Left::Stash(stash) => stash.is_of(pass, step),
+            Left::Before { round, step: before } => (*round, *before) == (pass.round, step),
+        }
     }
 }
 
@@ -100,12 +109,13 @@ impl Side for Device {
             Event::Message { body: Order::Begin { round, terms, theta }, .. } => {
                 let node = self.node;
                 let pass = Pass { node, round, terms, theta, optimizer: None, head_optimizer: None };
-                (self.step, self.steps) = (0, 0);
+                (self.step, self.steps, self.forwarded) = (0, 0, None);
                 cx.run(Job::Forward { pass: pass.clone(), step: 0 });
                 self.pass = Some(pass);
             }
             Event::Done(Done::Forwarded { activations, examples }) => {
                 (self.steps, self.examples) = (activations.steps, examples);
+                self.forwarded = Some(activations.step);
                 cx.send(SERVER, Report::Activations(activations));
             }
             Event::Message { body: Order::Hidden { step, hidden }, .. } => {
@@ -134,6 +144,15 @@ impl Side for Device {
                 self.go_on(cx);
             }
             Event::Open { .. } | Event::Lost(_) => {}
+        }
+    }
+
+    fn restored(&mut self, memory: Memory, bench: &DeviceBench) {
+        self.forwarded = self.forwarded.filter(|_| memory == Memory::Kept);
+        if let (Some(pass), Some(step)) = (&self.pass, self.forwarded)
+            && step::keeps(&bench.options, &pass.terms)
+        {
+            bench.leave(Left::Before { round: pass.round, step });
         }
     }
 
@@ -166,10 +185,9 @@ impl Side for Device {
         let (lab, options) = (&*bench.lab, &*bench.options);
         match job {
             Job::Forward { pass, step } => {
-                bench.swap(None);
-                bench.ran.store(true, Ordering::Relaxed);
+                bench.leave(Left::Nothing);
                 let (activations, stash) = step::forward(lab, options, &pass, step, meter)?;
-                bench.swap(stash);
+                bench.leave(stash.map_or(Left::Nothing, Left::Stash));
                 Ok(Done::Forwarded { activations, examples: step::examples(lab, &pass) })
             }
             Job::Judge { pass, step, hidden } => {
@@ -177,7 +195,10 @@ impl Side for Device {
                 Ok(Done::Judged { judged, theta, optimizer })
             }
             Job::Learn { pass, step, gradient } => {
-                let stash = bench.swap(None).filter(|stash| stash.is_of(&pass, step));
+                let stash = match bench.leave(Left::Nothing) {
+                    Left::Stash(stash) if stash.is_of(&pass, step) => Some(stash),
+                    _ => None,
+                };
                 let (theta, optimizer) = step::learn(lab, options, &pass, (step, &gradient), stash, meter)?;
                 Ok(Done::Stepped { theta, optimizer })
             }
@@ -187,7 +208,7 @@ impl Side for Device {
 
 impl Device {
     pub fn new(node: Node) -> Device {
-        Device { node, pass: None, step: 0, steps: 0, examples: 0 }
+        Device { node, pass: None, step: 0, steps: 0, examples: 0, forwarded: None }
     }
 
     /// The pass, if the server speaks of its current step.

@@ -47,7 +47,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use tangents::ForwardGradient;
 use work::ServerBench;
 
@@ -302,8 +301,6 @@ pub struct Split<R> {
     bench: Arc<ServerBench>,
     seats: Seats,
     rounds: u32,
-    /// For each device, whether it has run since the program began.
-    ran: BTreeMap<Node, Arc<AtomicBool>>,
     row: PhantomData<R>,
 }
 
@@ -324,13 +321,11 @@ impl<R: Row> Method for Split<R> {
         let options = Arc::new(options);
         let bench = ServerBench::new(lab.clone(), options.clone(), R::REGIME, &seats, &setup.server);
         let bench = Arc::new(bench.map_err(|error| SetupError(error.to_string()))?);
-        let ran = setup.devices.iter().map(|member| (member.node, Arc::default())).collect();
-        Ok(Split { lab, options, bench, seats, rounds: setup.plan.rounds, ran, row: PhantomData })
+        Ok(Split { lab, options, bench, seats, rounds: setup.plan.rounds, row: PhantomData })
     }
 
     fn device(&self, node: Node) -> (Device, Arc<DeviceBench>) {
-        let ran = self.ran.get(&node).cloned().unwrap_or_default();
-        (Device::new(node), Arc::new(DeviceBench::new(self.lab.clone(), self.options.clone(), ran)))
+        (Device::new(node), Arc::new(DeviceBench::new(self.lab.clone(), self.options.clone())))
     }
 
     fn server(&self) -> (Server, Arc<ServerBench>) {

@@ -134,7 +134,7 @@ fn for_backward(
 }
 
 /// Whether a forward pass leaves something behind for its backward.
-fn keeps(options: &Options, terms: &Terms) -> bool {
+pub fn keeps(options: &Options, terms: &Terms) -> bool {
     terms.half == Half::Backward && options.between == Between::Keep
 }
 

@@ -234,14 +234,18 @@ fn each_device_does_what_its_memory_holds() {
     assert_eq!(seen, steps, "backward, then tangents, then forward only or nothing");
 }
 
-/// An interrupt in the middle of a step loses what a device kept; the trace does not show it.
+/// An interrupt in the middle of a step loses what a device kept; the trace does not show it. What a kill
+/// takes is lost in both: devices that are dead at the interrupt, were killed before it, or are after it.
 #[test]
 fn a_run_that_was_interrupted_goes_on_as_if_it_was_not() {
     let work = classifier(2);
-    for options in ["cut = 1", "cut = 1\nbetween = \"recompute\"", "cut = 1\nlabels = \"device\""] {
-        let whole = interrupted(options, &work, usize::MAX);
-        for after in (1..120).step_by(7) {
-            assert_eq!(interrupted(options, &work, after), whole, "{options}: interrupted after {after}");
+    for kill in [0.0, 0.15] {
+        for options in ["cut = 1", "cut = 1\nbetween = \"recompute\"", "cut = 1\nlabels = \"device\""] {
+            let whole = interrupted(options, &work, kill, usize::MAX);
+            for after in (1..120).step_by(7) {
+                let found = interrupted(options, &work, kill, after);
+                assert_eq!(found, whole, "{options}, kills {kill}: interrupted after {after}");
+            }
         }
     }
 }

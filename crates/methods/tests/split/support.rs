@@ -5,7 +5,7 @@ use data::{Encoded, Target};
 use federation::{CohortConfig, Fact, Member, Plan, Record, Status};
 use model::{Model, PeftConfig, Pooling, Source, Task};
 use serde_json::{Map, Value, json};
-use sim::{Output, SimConfig};
+use sim::{FaultsConfig, Output, SimConfig};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -185,14 +185,16 @@ impl Run {
 }
 
 /// The trace's hash of a run that is interrupted after so many records, and resumed by another program.
-pub fn interrupted(options: &str, work: &Workload, after: usize) -> String {
+/// `kill` is the chance of each input of a device to kill its process.
+pub fn interrupted(options: &str, work: &Workload, kill: f64, after: usize) -> String {
     let interrupt = AtomicBool::new(false);
     let mut seen = 0;
     let mut sink = |output: Output| {
         seen += usize::from(matches!(output, Output::Record(_)));
         interrupt.store(seen >= after, Ordering::Relaxed);
     };
-    let config = SimConfig::new(Seed(3), 1);
+    let faults = FaultsConfig { kill, down_seconds: 0.05, ..FaultsConfig::default() };
+    let config = SimConfig { faults, ..SimConfig::new(Seed(3), 1) };
     let assembly = assemble("split-lora", options, work, 1 << 30).unwrap();
     let ended = sim::run(&assembly.federation, &config, &mut sink, &interrupt, None).unwrap();
     let Some(checkpoint) = ended.checkpoint else { return ended.trace_hash };
