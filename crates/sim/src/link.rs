@@ -25,13 +25,13 @@ pub fn depart(now: Time, bytes: u64, up: End) -> (Time, Time) {
     (first, last)
 }
 
-/// Take a message off the receiver's downlink, which it may occupy while the rest is still on its
-/// way. Returns when its last byte is there.
+/// Take a message off the receiver's downlink. It occupies that link for as long as its bytes take there, from
+/// its first one on, and no longer where the sender is slow: the rest of the link carries others meanwhile.
+/// Returns when its last byte is there.
 pub fn arrive((first, last): (Time, Time), latency_s: f64, bytes: u64, down: End) -> Time {
     let begins = first.after(latency_s).max(*down.free);
-    let arrived = begins.after(bytes as f64 / down.bytes_per_s).max(last.after(latency_s));
-    *down.free = arrived;
-    arrived
+    *down.free = begins.after(bytes as f64 / down.bytes_per_s);
+    last.after(latency_s).max(*down.free)
 }
 
 #[cfg(test)]
@@ -52,5 +52,21 @@ mod tests {
         assert_eq!(send(100.0, f64::INFINITY), at(1.5));
         assert_eq!(send(100.0, 1000.0), at(2.5), "the second upload waits for the first");
         assert_eq!(send(1000.0, 10.0), at(12.5), "a slow receiver holds what a fast sender sent");
+    }
+
+    #[test]
+    fn a_slow_sender_holds_nobody_else_up() {
+        let mut receiver = Link::default();
+        let mut from = |up: f64| {
+            let left = depart(at(0.0), 100, End { free: &mut Time::default(), bytes_per_s: up });
+            arrive(left, 0.5, 100, End { free: &mut receiver.down, bytes_per_s: 1000.0 })
+        };
+        assert_eq!(from(10.0), at(10.5));
+        assert_eq!(
+            from(1000.0),
+            at(0.7),
+            "after the receiver's share of the first, not after its sender's"
+        );
+        assert_eq!(from(1000.0), at(0.8));
     }
 }
