@@ -12,7 +12,7 @@ use federation::{Acceptance, Member, Plan};
 use methods::{Assembly, Draws, Keep, OtherBackbone, Quote, Setup, Workload};
 use model::{Model, PeftConfig, Task};
 use report::{Clock, DeviceClass, Resident, RunInfo};
-use sim::{Availability, SimConfig};
+use sim::{Availability, SimConfig, WeatherConfig};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
@@ -101,13 +101,19 @@ pub fn prepare_for(
         member.memory_bytes = member.memory_bytes.saturating_sub(quote.resident_bytes);
     }
     let sim = SimConfig {
-        weather: scenario.weather.clone(),
+        weather: weather(&scenario, replay.is_some()),
         faults: scenario.faults.clone(),
         availability,
         checkpoint_rounds: u32::from(assembly.federation.devices.len() <= CHECKPOINTED),
         ..SimConfig::new(seed, threads)
     };
     Ok(Prepared { scenario, members, assembly, sim, material, server_resident, keep, replay })
+}
+
+/// In a replay nobody lacks memory at another time than in the recorded run: who did is in the log.
+fn weather(scenario: &Scenario, replays: bool) -> WeatherConfig {
+    let weather = scenario.weather.clone();
+    if replays { WeatherConfig { memory_swing: 1.0, ..weather } } else { weather }
 }
 
 /// What a scenario's federation is assembled from.

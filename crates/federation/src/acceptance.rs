@@ -1,5 +1,5 @@
-//! The acceptance log: who was drawn and who was counted, round by round. With the seed it is all that
-//! decides the final weights of a run that did not wait for everybody.
+//! The acceptance log: who was drawn, who was counted, and what the method decided by measurements, round
+//! by round. With the seed it is all that decides the final weights.
 
 use crate::{Fact, Record};
 use base::{Node, SERVER};
@@ -17,6 +17,9 @@ pub struct Acceptance {
 pub struct Accepted {
     pub cohort: BTreeSet<Node>,
     pub counted: BTreeSet<Node>,
+    /// What the method decided by measurements, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decision: Option<String>,
 }
 
 impl Acceptance {
@@ -28,13 +31,16 @@ impl Acceptance {
             match &record.fact {
                 Fact::RoundOpened { round, cohort, .. } => {
                     let cohort = cohort.iter().copied().collect();
-                    open.insert(*round, Accepted { cohort, counted: BTreeSet::new() });
+                    open.insert(*round, Accepted { cohort, ..Accepted::default() });
                 }
                 Fact::Counted { round, device } => {
                     open.entry(*round).or_default().counted.insert(*device);
                 }
                 Fact::Lost { round, device, .. } => {
                     open.entry(*round).or_default().counted.remove(device);
+                }
+                Fact::Decided { round, decision } => {
+                    open.entry(*round).or_default().decision = Some(decision.clone());
                 }
                 Fact::RoundClosed { round, .. } => {
                     log.rounds.insert(*round, open.remove(round).unwrap_or_default());

@@ -17,8 +17,8 @@ use crate::losses::Losses;
 use crate::pace::{CohortConfig, Pace};
 use crate::roster::{self, Hello, Roster};
 use crate::{
-    Acceptance, Cx, Effects, Event, Fact, Fault, Input, JobId, Machine, Member, Memory, Record, Side, Status,
-    Summary,
+    Acceptance, Cx, Effects, Event, Fact, Fault, Input, JobId, Machine, Member, Memory, Record, Side,
+    Status, Summary,
 };
 use base::{CodecError, Node, Packet, SERVER, Seed, Time, decode, encode};
 use serde::{Deserialize, Serialize};
@@ -300,7 +300,9 @@ impl<S: Side> Coordinator<S> {
     /// Hand the queued events to the half, one after another, and carry out what it asks for.
     fn run_queue(&mut self, turn: &mut Turn<'_, S>) {
         while let Some(event) = turn.queue.pop_front() {
-            let mut cx = Cx::new(turn.now);
+            let repeated = self.plan.replay.as_ref().and_then(|log| log.rounds.get(&self.state.round));
+            let decided = repeated.and_then(|accepted| accepted.decision.clone());
+            let mut cx = Cx::new(turn.now).repeating(decided);
             self.state.side.handle(event, &mut cx);
             self.carry_out(cx, turn);
             if turn.queue.is_empty() {
@@ -329,6 +331,9 @@ impl<S: Side> Coordinator<S> {
                 self.state.losses.clear_short(device);
                 turn.record(Fact::Counted { round, device });
             }
+        }
+        if let Some(decision) = cx.decision {
+            turn.record(Fact::Decided { round, decision });
         }
         if let Some(summary) = cx.closed {
             return self.close(summary, turn);
@@ -471,7 +476,7 @@ impl<S: Side> Machine for Coordinator<S> {
             Input::Restored { snapshot, memory } => self.restore(&snapshot, memory, turn),
             Input::Message { from, packet } => self.message(from, &packet, turn),
             _ if stopped => {}
-            Input::Start => {}
+            Input::Start | Input::Taken(_) => {}
             Input::Timer => {
                 self.state.alarm.ring();
                 self.deadline(turn);

@@ -206,7 +206,7 @@ fn input_bytes(input: &Input) -> u64 {
         Input::Message { packet, .. }
         | Input::Done { result: packet, .. }
         | Input::Restored { snapshot: packet, .. } => packet.wire_len(),
-        Input::Start | Input::Timer | Input::Refused { .. } | Input::Lost(_) => 0,
+        Input::Start | Input::Timer | Input::Refused { .. } | Input::Lost(_) | Input::Taken(_) => 0,
     }
 }
 

@@ -34,6 +34,9 @@ pub enum Input {
     Lost(Node),
     /// The first input of a node that lived before: its last snapshot.
     Restored { snapshot: Packet, memory: Memory },
+    /// Other programs on the node take so many bytes of its memory now. Said as often as it changes; nothing
+    /// until it is said.
+    Taken(u64),
 }
 
 /// What became of a process's memory when its node was restored: of what jobs left behind there, since all

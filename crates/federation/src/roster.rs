@@ -43,7 +43,7 @@ pub(crate) enum Hello {
     Joined,
     /// A member whose storage was lost: its half of the method begins anew.
     Reborn,
-    /// A member repeats itself, or speaks from a former life.
+    /// A member repeats itself, tells that it has more memory or less, or speaks from a former life.
     Known,
 }
 
@@ -75,6 +75,9 @@ impl Roster {
             Some(current) if life > current => Hello::Reborn,
             Some(_) => Hello::Known,
         };
+        if let Some(entry) = self.members.get_mut(&node).filter(|entry| entry.link.life == life) {
+            entry.member.memory_bytes = member.memory_bytes;
+        }
         if !matches!(hello, Hello::Known) {
             self.forget_due(node);
             let link = Link::new(life, member.down_bytes_per_s);

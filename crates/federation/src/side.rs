@@ -104,12 +104,18 @@ pub struct Cx<S: Side> {
     pub(crate) finished: Vec<Node>,
     pub(crate) refused: Vec<(Node, String)>,
     pub(crate) closed: Option<Summary>,
+    pub(crate) decision: Option<String>,
+    decided: Option<String>,
 }
 
 impl<S: Side> Cx<S> {
     pub(crate) fn new(now: Time) -> Self {
         let (sends, jobs, finished, refused) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Cx { now, sends, jobs, finished, refused, closed: None }
+        Cx { now, sends, jobs, finished, refused, closed: None, decision: None, decided: None }
+    }
+
+    pub(crate) fn repeating(self, decided: Option<String>) -> Self {
+        Cx { decided, ..self }
     }
 
     /// When the event came, as the driver says. What a half does by it depends on how fast devices and
@@ -141,6 +147,17 @@ impl<S: Side> Cx<S> {
     /// this round, and the server is told why.
     pub fn refuse(&mut self, node: Node, reason: impl Into<String>) {
         self.refused.push((node, reason.into()));
+    }
+
+    /// Server half: this is what was made of measurements in this round, such as of [`Cx::now`]. It is
+    /// recorded, so that a replay can repeat it.
+    pub fn decide(&mut self, decision: String) {
+        self.decision = Some(decision);
+    }
+
+    /// Server half: the decision of the recorded run in this round, where this run repeats one.
+    pub fn decided(&self) -> Option<&str> {
+        self.decided.as_deref()
     }
 
     /// Server half: the round is over.

@@ -23,10 +23,13 @@ pub enum Fact {
     Joined { device: Node, class: String, examples: u64 },
     /// Server: a round was opened to these devices.
     RoundOpened { round: u32, cohort: Vec<Node>, deadline: Option<Time> },
-    /// Server: this device's contribution is counted. These and `Lost` are the acceptance log.
+    /// Server: this device's contribution is counted. These, `Lost` and `Decided` are the acceptance log.
     Counted { round: u32, device: Node },
     /// Server: this device gives nothing (more) to this round.
     Lost { round: u32, device: Node, reason: String },
+    /// Server: what the method made of measurements in this round, in its own words. With the seed and who was
+    /// counted it settles the round's weights; a replay is given it back.
+    Decided { round: u32, decision: String },
     /// Server: the round is over.
     RoundClosed { round: u32, counted: u32, summary: Summary },
     /// Bytes that are no message of this protocol.

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   device                                  server
-//!     | Hello{life, method, member} ->        |   repeated until answered, less and less often
+//!     | Hello{life, method, member} ->        |   repeated until answered, less and less often; again when the
+//!     |                                       |   device's memory has changed
 //!     |                     <- Welcome{life}  |
 //!     |              <- Data{round, message}  |   a message of a new round ends the last one here
 //!     |  (a job runs: minutes)                |
@@ -14,9 +15,7 @@ use crate::alarm::Alarm;
 use crate::frame::{Content, Excuse, Frame, FrameError, Letter, printable};
 use crate::jobs::{self, Jobs};
 use crate::link::{Breach, Link};
-use crate::{
-    Cx, Effects, Event, Fact, Fault, Input, JobId, Machine, Member, Memory, Record, Side, Status,
-};
+use crate::{Cx, Effects, Event, Fact, Fault, Input, JobId, Machine, Member, Memory, Record, Side, Status};
 use base::{CodecError, Node, Packet, SERVER, Seed, Time, decode, encode};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -45,6 +44,8 @@ struct State<S: Side> {
     round: u32,
     /// This device gives nothing more to this round: it told the server so, or began a new life in it.
     excused: bool,
+    /// Bytes of its memory that other programs take.
+    taken: u64,
     jobs: Jobs<S>,
     alarm: Alarm,
 }
@@ -66,6 +67,7 @@ impl<S: Side> Worker<S> {
             link,
             round: 0,
             excused: true,
+            taken: 0,
             jobs: Jobs::new(),
             alarm: Alarm::default(),
         };
@@ -99,7 +101,9 @@ impl<S: Side> Worker<S> {
             Seed(u64::from(self.member.node.0)).child("hello", u64::from(*attempts)).stream().unit();
         *again = now.after(pause * (1.0 + spread / 4.0));
         *attempts += 1;
-        let (life, method, member) = (self.state.link.life, self.method.clone(), self.member.clone());
+        let memory_bytes = self.member.memory_bytes.saturating_sub(self.state.taken);
+        let member = Member { memory_bytes, ..self.member.clone() };
+        let (life, method) = (self.state.link.life, self.method.clone());
         fx.sends.push((SERVER, Frame::Hello { life, method, member }.seal()));
     }
 
@@ -273,6 +277,11 @@ impl<S: Side> Machine for Worker<S> {
             }
             Input::Done { job, result } => self.done(now, job, &result, fx),
             Input::Refused { job, need, budget } => self.refused(now, job, need, budget, fx),
+            Input::Taken(bytes) => {
+                self.state.taken = bytes;
+                self.state.phase = Phase::Knocking { attempts: 0, again: now };
+                self.knock(now, fx);
+            }
             Input::Lost(_) => {}
         }
         self.state.link.flush(now, SERVER, fx);

@@ -92,7 +92,8 @@ impl Board {
                 let (need, budget) = (units::bytes(*need), units::bytes(*budget));
                 self.trouble(*node, *t, format!("{label} needs {need} of memory and {budget} are there"));
             }
-            Fact::Ran { .. }
+            Fact::Decided { .. }
+            | Fact::Ran { .. }
             | Fact::Sent { .. }
             | Fact::Killed { .. }
             | Fact::Restored { .. }

@@ -195,7 +195,7 @@ impl Fold {
                 self.away(TroubleKind::Killed, t, node, *until);
             }
             // The kill that came before it is counted.
-            Fact::Restored { .. } => {}
+            Fact::Restored { .. } | Fact::Decided { .. } => {}
             Fact::Offline { until } => self.away(TroubleKind::Offline, t, node, *until),
         }
     }

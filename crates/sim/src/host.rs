@@ -4,7 +4,7 @@ use crate::SimConfig;
 use crate::link::Link;
 use crate::pool::Ticket;
 use base::{Cost, Node, Packet, SERVER, Time};
-use federation::{Durable, Fact, Federation, JobId, Journal, Record, Revived, Task};
+use federation::{Durable, Fact, Federation, Input, JobId, Journal, Member, Record, Revived, Task};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -113,6 +113,8 @@ pub struct Tally {
     pub timers: BTreeSet<Time>,
     /// It dropped out and is back then.
     pub away: Time,
+    /// Bytes of its memory that it was told others take.
+    pub taken: u64,
     /// Its absence up to here is in the trace.
     pub noted: Time,
 }
@@ -124,6 +126,13 @@ impl Host {
 }
 
 impl Tally {
+    /// What a device is to be told about its memory, if that has changed since it was told.
+    pub fn memory(&mut self, config: &SimConfig, member: &Member, now: Time) -> Option<Input> {
+        let taken = member.memory_bytes - config.weather.memory(config.seed, member, now);
+        let told = std::mem::replace(&mut self.taken, taken);
+        (told != taken).then_some(Input::Taken(taken))
+    }
+
     /// Until when `node` is out of reach, if it is at `now`.
     pub fn unreachable_until(&self, config: &SimConfig, node: Node, now: Time) -> Option<Time> {
         let dropped = (now < self.away).then_some(self.away);

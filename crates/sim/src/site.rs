@@ -172,8 +172,16 @@ impl<'a> Site<'a> {
         }
     }
 
-    /// Tell the machine something and carry out what it wants done about it.
+    /// Tell the machine something, and before it what others leave of its memory if that has changed.
     fn feed(&mut self, input: Input) -> Option<Status> {
+        let Shared { federation, config, clock, .. } = self.shared;
+        let memory = self.tally.memory(config, federation.member(self.node), clock.now());
+        let ended = memory.and_then(|memory| self.handle(memory));
+        ended.or(self.handle(input))
+    }
+
+    /// Let the machine take an input, and carry out what it wants done about it.
+    fn handle(&mut self, input: Input) -> Option<Status> {
         let is_timer = matches!(input, Input::Timer);
         self.tally.inputs += u64::from(!is_timer);
         let now = self.shared.clock.now();
@@ -233,7 +241,8 @@ impl<'a> Site<'a> {
     /// Run a task on this thread as soon as there is a permit, or refuse it.
     fn compute(&mut self, task: Task) -> Input {
         let Task { id: job, label, cost, work } = task;
-        let budget = self.shared.federation.member(self.node).memory_bytes;
+        let Shared { federation, config, clock, .. } = self.shared;
+        let budget = config.weather.memory(config.seed, federation.member(self.node), clock.now());
         if cost.bytes > budget {
             let need = cost.bytes;
             self.record(Fact::Refused { job, label: label.to_owned(), need, budget });

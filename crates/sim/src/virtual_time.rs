@@ -41,6 +41,9 @@ pub fn run(
         if interrupt.load(Ordering::Relaxed) {
             return Ok(world.end(Status::Interrupted));
         }
+        if world.memory_changes() {
+            continue;
+        }
         let Some((ticket, event)) = world.agenda.pop() else {
             return Err(SimError::Standstill { at: world.now });
         };
@@ -89,6 +92,29 @@ impl<'a> World<'a> {
         }
     }
 
+    /// Whether what happens next is that devices have more memory or less, and they were told.
+    fn memory_changes(&mut self) -> bool {
+        let next = self.agenda.iter().next().map(|((at, _), _)| *at);
+        let change = self.config.weather.memory_changes_after(self.now);
+        let Some(change) = change.filter(|change| next.is_some_and(|next| *change <= next)) else {
+            return false;
+        };
+        self.now = change;
+        (1..self.hosts.len() as u32).for_each(|node| self.tell_memory(Node(node)));
+        true
+    }
+
+    /// Tell a device that lives what others leave of its memory, if that has changed.
+    fn tell_memory(&mut self, node: Node) {
+        let host = &mut self.hosts[node.0 as usize];
+        if host.process.alive().is_none() {
+            return;
+        }
+        if let Some(input) = host.tally.memory(self.config, self.federation.member(node), self.now) {
+            self.feed(node, input);
+        }
+    }
+
     /// One event, from the agenda to its effects. A status ends the run.
     fn happen(&mut self, ticket: Ticket, event: Event, interrupt: &AtomicBool) -> Option<Status> {
         let node = event.node;
@@ -113,7 +139,9 @@ impl<'a> World<'a> {
             }
             What::Input(input) => input,
         };
-        self.feed(node, input)
+        let ended = self.feed(node, input);
+        self.tell_memory(node);
+        ended
     }
 
     /// Tell a node something and carry out what it wants done about it. The dead hear nothing.
@@ -198,8 +226,10 @@ impl World<'_> {
     fn compute(&mut self, node: Node, task: Task) {
         let member = self.federation.member(node);
         let Task { id: job, label, cost, work } = task;
-        if cost.bytes > member.memory_bytes {
-            let (need, budget) = (cost.bytes, member.memory_bytes);
+        let (seed, weather) = (self.config.seed, &self.config.weather);
+        let budget = weather.memory(seed, member, self.now);
+        if cost.bytes > budget {
+            let need = cost.bytes;
             self.record(node, Fact::Refused { job, label: label.to_owned(), need, budget });
             self.agenda.schedule(self.now, node, What::Input(Input::Refused { job, need, budget }));
             return;
@@ -208,7 +238,8 @@ impl World<'_> {
         let (mut begin, mut end) = (self.now, self.now);
         if cost.flops > 0 {
             begin = host.tally.idle.max(self.now);
-            end = begin.after(cost.flops as f64 / member.flops_per_s);
+            let flops_per_s = member.flops_per_s * weather.speed(seed, node, self.now);
+            end = begin.after(cost.flops as f64 / flops_per_s);
             host.tally.idle = end;
         }
         let ticket = self.agenda.schedule(end, node, What::Ends { job, begin, cost });
@@ -307,7 +338,9 @@ impl World<'_> {
         let (replayed, tasks) = self.hosts[node.0 as usize].process.restart(self.federation, node)?;
         self.record(node, Fact::Restored { replayed });
         tasks.into_iter().for_each(|task| self.compute(node, task));
-        self.feed(node, Input::Timer)
+        let ended = self.feed(node, Input::Timer);
+        self.tell_memory(node);
+        ended
     }
 }
 

@@ -2,10 +2,10 @@
 
 use super::parts::Part;
 use super::step::{self, Stash, price_of_forward, price_of_judging, price_of_learning};
-use super::{Activations, Between, Half, Judged, Labels, Options, Order, Report, Terms};
+use super::{Activations, Between, Half, Judged, Labels, Options, Order, Report, Steps, Terms};
 use crate::train;
 use crate::{Lab, Quote};
-use base::{Blob, Cost, Meter, Node, SERVER};
+use base::{Blob, Cost, Meter, Node, SERVER, Time};
 use federation::{Cx, Event, Fault, Memory, Side};
 use model::optim::Optimizer;
 use model::{Layout, Model, Place, price};
@@ -40,10 +40,15 @@ impl Pass {
 pub struct Device {
     node: Node,
     pass: Option<Pass>,
-    /// The step under way, how many there are, and how many rows they go over: as the last forward found.
+    /// The step under way, and how many there are, as the last forward found or the server said.
     step: u32,
     steps: u32,
-    examples: u64,
+    /// Rows that the steps so far went over, those of the step under way, and all that the device has.
+    seen: u64,
+    batch: u64,
+    shard: u64,
+    /// When the server last said something to go on from.
+    told: Time,
     /// The step whose forward pass this process has run.
     forwarded: Option<u32>,
 }
@@ -57,7 +62,7 @@ pub enum Job {
 
 #[derive(Serialize, Deserialize)]
 pub enum Done {
-    Forwarded { activations: Activations, examples: u64 },
+    Forwarded { activations: Activations, shard: u64 },
     Judged { judged: Judged, theta: Blob, optimizer: Optimizer },
     Stepped { theta: Blob, optimizer: Optimizer },
 }
@@ -75,7 +80,10 @@ enum Left {
     Stash(Stash),
     /// A stash of this round and step, which the program did not keep when it came to rest in between: it is
     /// made again, at the price of one that is there.
-    Before { round: u32, step: u32 },
+    Before {
+        round: u32,
+        step: u32,
+    },
 }
 
 impl DeviceBench {
@@ -109,12 +117,17 @@ impl Side for Device {
             Event::Message { body: Order::Begin { round, terms, theta }, .. } => {
                 let node = self.node;
                 let pass = Pass { node, round, terms, theta, optimizer: None, head_optimizer: None };
-                (self.step, self.steps, self.forwarded) = (0, 0, None);
+                *self = Device::new(node);
                 cx.run(Job::Forward { pass: pass.clone(), step: 0 });
                 self.pass = Some(pass);
+                self.told = cx.now();
             }
-            Event::Done(Done::Forwarded { activations, examples }) => {
-                (self.steps, self.examples) = (activations.steps, examples);
+            // Of a step that was not wanted any more.
+            Event::Done(Done::Forwarded { .. } | Done::Judged { .. }) if self.pass.is_none() => {}
+            Event::Done(Done::Forwarded { mut activations, shard }) => {
+                activations.seconds = cx.now().seconds() - self.told.seconds();
+                (self.steps, self.shard) = (activations.steps, shard);
+                self.batch = activations.starts.len() as u64 - 1;
                 self.forwarded = Some(activations.step);
                 cx.send(SERVER, Report::Activations(activations));
             }
@@ -130,6 +143,7 @@ impl Side for Device {
                 cx.send(SERVER, Report::Judged(judged));
             }
             Event::Message { body: Order::Gradient { step, gradient }, .. } => {
+                self.told = cx.now();
                 let Some(pass) = self.pass_at(step, cx) else { return };
                 if gradient.is_empty() {
                     self.go_on(cx);
@@ -142,6 +156,12 @@ impl Side for Device {
                     (pass.theta, pass.optimizer) = (theta, Some(optimizer));
                 }
                 self.go_on(cx);
+            }
+            Event::Message { body: Order::Enough { steps }, .. } => {
+                self.steps = self.steps.min(steps);
+                if self.step >= self.steps {
+                    self.end(cx);
+                }
             }
             Event::Open { .. } | Event::Lost(_) => {}
         }
@@ -188,7 +208,7 @@ impl Side for Device {
                 bench.leave(Left::Nothing);
                 let (activations, stash) = step::forward(lab, options, &pass, step, meter)?;
                 bench.leave(stash.map_or(Left::Nothing, Left::Stash));
-                Ok(Done::Forwarded { activations, examples: step::examples(lab, &pass) })
+                Ok(Done::Forwarded { activations, shard: lab.shard(pass.node).len() as u64 })
             }
             Job::Judge { pass, step, hidden } => {
                 let (judged, theta, optimizer) = step::judge(lab, options, &pass, (step, &hidden), meter)?;
@@ -208,7 +228,8 @@ impl Side for Device {
 
 impl Device {
     pub fn new(node: Node) -> Device {
-        Device { node, pass: None, step: 0, steps: 0, examples: 0, forwarded: None }
+        let (pass, told, forwarded) = (None, Time::ZERO, None);
+        Device { node, pass, step: 0, steps: 0, seen: 0, batch: 0, shard: 0, told, forwarded }
     }
 
     /// The pass, if the server speaks of its current step.
@@ -225,11 +246,22 @@ impl Device {
     fn go_on(&mut self, cx: &mut Cx<Self>) {
         let Some(pass) = &self.pass else { return };
         self.step += 1;
+        self.seen += self.batch;
         if self.step < self.steps {
             cx.run(Job::Forward { pass: pass.clone(), step: self.step });
         } else {
-            cx.send(SERVER, Report::Tuned { theta: pass.theta.clone(), examples: self.examples });
+            self.end(cx);
         }
+    }
+
+    /// A row counts once in the average, however many epochs go over it.
+    fn end(&mut self, cx: &mut Cx<Self>) {
+        let Some(Pass { terms, theta, .. }) = self.pass.take() else { return };
+        let examples = match terms.steps {
+            Steps::Recipe => self.shard,
+            Steps::Open | Steps::Exactly(_) => self.shard.min(self.seen),
+        };
+        cx.send(SERVER, Report::Tuned { theta, examples });
     }
 }
 

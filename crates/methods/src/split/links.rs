@@ -1,4 +1,5 @@
-//! What a device's link carries now, as far as the server can tell: from how long answers take.
+//! What a device and its link do now, as far as the server can tell: from how long answers take, and how much
+//! of that the device says it computed.
 
 use super::Terms;
 use super::seats::{Planner, Times};
@@ -8,10 +9,12 @@ use serde::{Deserialize, Serialize};
 
 /// An answer counts half as much as the one after it.
 const FADING: f64 = 0.5;
-/// No link is believed to be slower or faster than its profile by more than this factor.
+/// Nothing is believed to be slower or faster than its profile by more than this factor.
 const WIDEST: f64 = 100.0;
+/// So many answers are remembered.
+const REMEMBERED: usize = 8;
 
-/// How a device's link does, in the round under way and since.
+/// How a device does, in the round under way and before.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Observed {
     /// When it was last told to go on, and from where.
@@ -29,16 +32,22 @@ pub struct Sent {
     pub in_the_middle: bool,
 }
 
+/// What came back.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Came {
+    pub bytes: u64,
+    /// Tokens of its batch.
+    pub rows: u64,
+    /// Seconds that the device computed, as it says.
+    pub own: f64,
+}
+
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Answer {
     seconds: f64,
     sent: Sent,
-    bytes: u64,
-    rows: u64,
+    came: Came,
 }
-
-/// So many answers are remembered.
-const REMEMBERED: usize = 8;
 
 impl Observed {
     /// The device was told to go on.
@@ -46,14 +55,14 @@ impl Observed {
         self.waiting = Some((now, sent));
     }
 
-    /// It answered with so many bytes, for a batch of so many tokens.
-    pub fn answered(&mut self, now: Time, bytes: u64, rows: u64) {
+    /// It answered.
+    pub fn answered(&mut self, now: Time, came: Came) {
         let Some((since, sent)) = self.waiting.take() else { return };
         if self.answers.len() == REMEMBERED {
             self.answers.remove(0);
         }
         let seconds = now.seconds() - since.seconds();
-        self.answers.push(Answer { seconds, sent, bytes, rows });
+        self.answers.push(Answer { seconds, sent, came });
     }
 
     /// What it did not answer says nothing.
@@ -62,24 +71,45 @@ impl Observed {
     }
 }
 
-/// The device with its link as it was last seen. What an answer took beyond the device's own work is put
-/// down to the link, both ways alike.
+/// The device with its speed and its link as they were last seen; both directions of the link are taken to
+/// have changed alike.
 pub fn seen(planner: &Planner, member: &Member, observed: Option<&Observed>) -> Member {
-    let (mut sum, mut weights) = (0f64, 0f64);
+    let (mut computing, mut link) = (Slower::default(), Slower::default());
     for (age, answer) in observed.iter().flat_map(|observed| observed.answers.iter().rev()).enumerate() {
-        let Times { forward, backward, .. } = planner.times(&answer.sent.terms, member);
-        let share = answer.rows as f64 / planner.rows().max(1) as f64;
-        let own = share * (forward + if answer.sent.in_the_middle { backward } else { 0.0 });
-        let nominal = answer.sent.bytes as f64 / member.down_bytes_per_s
-            + answer.bytes as f64 / member.up_bytes_per_s;
-        let slower = ((answer.seconds - own) / nominal).clamp(1.0 / WIDEST, WIDEST);
-        let weight = FADING.powi(age as i32);
-        (sum, weights) = (sum + weight * slower.ln(), weights + weight);
+        let Answer { seconds, sent, came } = answer;
+        let Times { forward, backward, .. } = planner.times(&sent.terms, member);
+        let share = came.rows as f64 / planner.rows().max(1) as f64;
+        let expected = share * (forward + if sent.in_the_middle { backward } else { 0.0 });
+        let nominal =
+            sent.bytes as f64 / member.down_bytes_per_s + came.bytes as f64 / member.up_bytes_per_s;
+        let (own, weight) = (came.own.min(*seconds), FADING.powi(age as i32));
+        computing.add(own / expected, weight);
+        link.add((seconds - own) / nominal, weight);
     }
-    let slower = if weights > 0.0 { (sum / weights).exp() } else { 1.0 };
     Member {
-        up_bytes_per_s: member.up_bytes_per_s / slower,
-        down_bytes_per_s: member.down_bytes_per_s / slower,
+        flops_per_s: member.flops_per_s / computing.mean(),
+        up_bytes_per_s: member.up_bytes_per_s / link.mean(),
+        down_bytes_per_s: member.down_bytes_per_s / link.mean(),
         ..member.clone()
+    }
+}
+
+/// A geometric mean of how many times slower something is than it should be.
+#[derive(Default)]
+struct Slower {
+    sum: f64,
+    weights: f64,
+}
+
+impl Slower {
+    fn add(&mut self, times: f64, weight: f64) {
+        if times.is_finite() {
+            self.sum += weight * times.clamp(1.0 / WIDEST, WIDEST).ln();
+            self.weights += weight;
+        }
+    }
+
+    fn mean(&self) -> f64 {
+        if self.weights > 0.0 { (self.sum / self.weights).exp() } else { 1.0 }
     }
 }

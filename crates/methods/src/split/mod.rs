@@ -10,7 +10,8 @@
 //!             <--- Begin{terms, theta[0..cut]} ----  [deal] its part of the parameters
 //!  [forward]  ---- Activations{batch, labels} ---->  keeps them until it is this device's turn
 //!             <--- Gradient -----------------------  [serve] blocks cut..n, loss, backward, step
-//!  [backward] step                                   ... for every batch of the pass ...
+//!  [backward] step                                   ... for every batch of the pass, or until
+//!             <--- Enough -------------------------  all together have done enough steps ...
 //!             ---- Tuned{theta[0..cut]} ---------->  [inspect] joins both halves
 //!
 //! with labels = "device", in the middle of a step:
@@ -88,8 +89,9 @@ pub enum Choose {
     /// Before the run, from the rates that devices have by their profiles.
     #[default]
     Once,
-    /// As each round opens, from what devices took in the last one. Cuts depend on times then, and so do
-    /// the last digits of the weights.
+    /// As each round opens, from what devices took in the last one. With `[train] max_steps` each device
+    /// steps until all together have done so many on average. What was agreed on depends on times then, and
+    /// the weights on that; it is recorded, and a replay repeats it.
     EachRound,
 }
 
@@ -156,13 +158,52 @@ pub struct Terms {
     rank: Option<u32>,
     traffic: Traffic,
     half: Half,
-    /// At most this many steps, whatever `[train] max_steps` says.
-    steps: Option<u32>,
+    steps: Steps,
+}
+
+/// How many steps a pass has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Steps {
+    /// As `[train]` says.
+    #[default]
+    Recipe,
+    /// As many as there are, until the server says that it is enough.
+    Open,
+    /// So many: what a recorded pass came to.
+    Exactly(u32),
+}
+
+impl Steps {
+    /// The same, once a pass is over.
+    fn came_to(self, steps: u32) -> Steps {
+        match self {
+            Steps::Recipe => Steps::Recipe,
+            Steps::Open | Steps::Exactly(_) => Steps::Exactly(steps),
+        }
+    }
+
+    fn exact(self) -> Option<u32> {
+        if let Steps::Exactly(steps) = self { Some(steps) } else { None }
+    }
 }
 
 impl Terms {
     fn cut(&self) -> usize {
         self.cut as usize
+    }
+
+    /// The learning rate of a step of a pass of so many. Where devices do unequally many, the schedule goes by
+    /// what they do on average.
+    fn rate(&self, lab: &Lab, round: u32, step: u32, steps: u32) -> f32 {
+        let recipe = &lab.work.recipe;
+        match self.steps {
+            Steps::Recipe => recipe.rate(lab.rounds, round, step, steps),
+            Steps::Open | Steps::Exactly(_) => {
+                let mean = recipe.max_steps.max(1);
+                recipe.rate(lab.rounds, round, step.min(mean - 1), mean)
+            }
+        }
     }
 }
 
@@ -183,8 +224,10 @@ impl fmt::Display for Terms {
         if let Some(rank) = self.rank {
             write!(f, ", rank {rank}")?;
         }
-        if let Some(steps) = self.steps {
-            write!(f, ", {steps} steps")?;
+        match self.steps {
+            Steps::Recipe => {}
+            Steps::Open => write!(f, ", steps until it is enough")?,
+            Steps::Exactly(steps) => write!(f, ", {steps} steps")?,
         }
         Ok(())
     }
@@ -241,6 +284,8 @@ pub enum Order {
     Hidden { step: u32, hidden: Blob },
     /// The gradient of a step's activations; empty for a device whose blocks are frozen.
     Gradient { step: u32, gradient: Blob },
+    /// The pass ends after so many steps, of which no further one has begun.
+    Enough { steps: u32 },
 }
 
 /// Device to server.
@@ -268,6 +313,8 @@ pub struct Activations {
     hidden: Blob,
     /// What the number format cost: see [`traffic::Packed`].
     error: f64,
+    /// Seconds that the device computed since it was told to go on.
+    seconds: f64,
 }
 
 /// The gradient of the loss by the last hidden state.

@@ -126,7 +126,7 @@ fn bounds(layout: &Layout, labels: Labels, terms: &Terms) -> (usize, usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::split::{Half, Traffic};
+    use crate::split::{Half, Steps, Traffic};
     use model::{PeftConfig, Pooling, Spec, Task};
 
     fn layout() -> Layout {
@@ -142,8 +142,13 @@ mod tests {
         let whole: Vec<f32> = (1..=layout.total()).map(|i| i as f32).collect();
         for labels in [Labels::Server, Labels::Device] {
             for rank in [None, Some(1), Some(3), Some(4), Some(9)] {
-                let terms =
-                    Terms { cut: 1, rank, traffic: Traffic::F32, half: Half::Backward, steps: None };
+                let terms = Terms {
+                    cut: 1,
+                    rank,
+                    traffic: Traffic::F32,
+                    half: Half::Backward,
+                    steps: Steps::Recipe,
+                };
                 let device = Part::of_device(&layout, labels, &terms);
                 let server = Part::of_server(&layout, labels, &terms);
                 let mut joined = vec![0f32; layout.total()];

@@ -3,7 +3,7 @@
 use super::parts::Part;
 use super::serve::{Stage, price_of_serving};
 use super::step::{price_of_forward, price_of_judging, price_of_learning};
-use super::{Between, Choose, Half, Labels, Learning, Mixed, Options, Terms, Traffic, device};
+use super::{Between, Choose, Half, Labels, Learning, Mixed, Options, Steps, Terms, Traffic, device};
 use crate::schedule::{Policy, Turn, makespan, order};
 use crate::{Lab, SetupError};
 use base::{Blob, Node, Seed, units};
@@ -19,7 +19,7 @@ const EXACT: usize = 12;
 /// With `choose = "each-round"`, the most exact number format is taken whose time on the link is at most
 /// this share of an iteration.
 const LINK_SHARE: f64 = 0.25;
-/// The same of a rank, by the time its adapters take on the link, and a whole pass.
+/// A higher rank than the lowest may lengthen a pass by this share.
 const RANK_SHARE: f64 = 0.1;
 
 /// One device's place.
@@ -59,7 +59,7 @@ pub fn at_least(options: &Options, lab: &Lab) -> Terms {
         Learning::All(half) => half,
         Learning::Mixed(_) => Half::Frozen,
     };
-    Terms { cut: cut as u32, rank: None, traffic: options.traffic, half, steps: None }
+    Terms { cut: cut as u32, rank: None, traffic: options.traffic, half, steps: Steps::Recipe }
 }
 
 impl Seats {
@@ -74,20 +74,20 @@ impl Seats {
             }
         }
         let chosen = together(&choices);
-        let mut places: Vec<Place> = (chosen.iter().zip(&choices))
-            .map(|(&at, (member, turns))| (*member, turns[at].0, turns[at].1))
-            .collect();
-        if planner.options.choose == Choose::EachRound {
-            planner.lower_ranks(&mut places);
-            planner.share_steps(&mut places);
-        }
-        let turns: Vec<Turn> = places.iter().map(|(_, _, turn)| *turn).collect();
+        let (terms, turns): (Vec<Terms>, Vec<Turn>) =
+            chosen.iter().zip(&choices).map(|(&at, (_, turns))| turns[at]).unzip();
         let served = served(planner.options.order, &turns, planner.lab.seed);
         for (rank, index) in served.into_iter().enumerate() {
-            let (member, terms, _) = places[index];
-            seats.seats.insert(member.node, Seat { terms, rank: rank as u32 });
+            let (member, _) = &choices[index];
+            seats.seats.insert(member.node, Seat { terms: terms[index], rank: rank as u32 });
         }
         seats
+    }
+
+    /// The terms of a recorded round; everybody else was lost in it.
+    pub fn recorded(terms: BTreeMap<Node, Terms>) -> Seats {
+        let seats = terms.into_iter().map(|(node, terms)| (node, Seat { terms, rank: 0 }));
+        Seats { seats: seats.collect(), unfit: BTreeMap::new() }
     }
 
     pub fn of(&self, node: Node) -> Result<&Seat, String> {
@@ -114,9 +114,6 @@ fn served(policy: Policy, turns: &[Turn], seed: Seed) -> Vec<usize> {
     };
     order(policy, turns, seed.child("order", 0))
 }
-
-/// A device, what it does, and what turn at the server that makes.
-type Place<'a> = (&'a Member, Terms, Turn);
 
 /// What a device could do, and what turn at the server that makes.
 type Choices<'a> = (&'a Member, Vec<(Terms, Turn)>);
@@ -203,37 +200,65 @@ impl<'a> Planner<'a> {
             Learning::All(half) => std::slice::from_ref(half),
             Learning::Mixed(Mixed::ByMemory) => &Half::ALL,
         };
-        let rank = self.options.ranks.get(&member.class).copied();
-        let (peft, traffic) = (&self.lab.work.model.peft, self.options.traffic);
-        let rank = rank.filter(|rank| (*rank as usize) < peft.r);
-        let terms = |half, cut: usize| Terms { cut: cut as u32, rank, traffic, half, steps: None };
-        let fits = |terms: &Terms| self.need(terms) <= member.memory_bytes;
-        let choose = |half| {
-            let fitting: Vec<Terms> = cuts.clone().map(|cut| terms(half, cut)).filter(fits).collect();
+        let choose = |half: &Half| {
+            let fitting: Vec<Terms> =
+                cuts.clone().filter_map(|cut| self.at_cut(*half, cut, member)).collect();
             (!fitting.is_empty()).then_some(fitting)
         };
-        let Some(fitting) = halves.iter().copied().find_map(choose) else {
+        let Some(fitting) = halves.iter().find_map(choose) else {
             let blocks =
                 if cuts.start == 1 { "one block".to_owned() } else { format!("{} blocks", cuts.start) };
-            let least = halves.iter().map(|half| self.need(&terms(*half, cuts.start))).min();
+            let smallest = |half: &Half| self.smallest(*half, cuts.start, member);
+            let least = halves.iter().map(|half| self.need(&smallest(half))).min();
             let (need, has) = (units::bytes(least.unwrap_or(0)), units::bytes(member.memory_bytes));
             return Err(format!("{blocks} would take {need}, and it has {has}"));
         };
-        Ok(fitting.into_iter().map(|terms| self.turn(self.exact(terms, member), member)).collect())
+        Ok(fitting.into_iter().map(|terms| (terms, self.turn(&terms, member))).collect())
     }
 
-    /// The same terms with the most exact number format that the link carries in passing.
-    fn exact(&self, terms: Terms, member: &Member) -> Terms {
-        if self.options.choose == Choose::Once {
-            return terms;
-        }
-        let in_passing = |traffic: &Traffic| {
-            let times = self.times(&Terms { traffic: *traffic, ..terms }, member);
-            let link = times.up + times.down;
-            link <= LINK_SHARE * (link + times.forward + times.backward + times.service)
+    /// The terms at this cut, if the device's memory holds any: with `choose = "each-round"` the most exact
+    /// number format that its link carries in passing, and the highest rank that lengthens its pass little.
+    fn at_cut(&self, half: Half, cut: usize, member: &Member) -> Option<Terms> {
+        let with = |traffic| self.ranked(half, cut, traffic, member);
+        let coarsest = self.options.traffic;
+        let finer = Traffic::ALL.into_iter().take_while(|traffic| *traffic != coarsest);
+        let finer = finer.filter(|_| self.options.choose == Choose::EachRound);
+        finer.filter_map(with).find(|terms| self.in_passing(terms, member)).or_else(|| with(coarsest))
+    }
+
+    fn in_passing(&self, terms: &Terms, member: &Member) -> bool {
+        let times = self.times(terms, member);
+        let link = times.up + times.down;
+        link <= LINK_SHARE * (link + times.forward + times.backward + times.service)
+    }
+
+    /// The highest rank that the device's memory holds, and that lengthens its pass little over the lowest one
+    /// by what it computes and by what its adapters take on the link.
+    fn ranked(&self, half: Half, cut: usize, traffic: Traffic, member: &Member) -> Option<Terms> {
+        let terms = |rank| Terms { cut: cut as u32, rank, traffic, half, steps: Steps::Recipe };
+        let fits = |terms: &Terms| self.need(terms) <= member.memory_bytes;
+        let fitting: Vec<Terms> = self.ranks(member).into_iter().map(terms).filter(fits).collect();
+        let shortest = self.pass(fitting.last()?, member);
+        fitting.into_iter().find(|terms| self.pass(terms, member) <= (1.0 + RANK_SHARE) * shortest)
+    }
+
+    /// The ranks there are to choose from, the highest first: halved down to `min_rank`.
+    fn ranks(&self, member: &Member) -> Vec<Option<u32>> {
+        let most = self.lab.work.model.peft.r as u32;
+        let own = self.options.ranks.get(&member.class).map_or(most, |rank| most.min(*rank));
+        let least = match self.options.choose {
+            Choose::EachRound if self.options.min_rank > 0 => self.options.min_rank,
+            Choose::Once | Choose::EachRound => own,
         };
-        let finer = Traffic::ALL.into_iter().take_while(|traffic| *traffic != terms.traffic);
-        Terms { traffic: finer.into_iter().find(in_passing).unwrap_or(terms.traffic), ..terms }
+        let halved = |rank: &u32| Some(rank / 2).filter(|half| *half >= least);
+        std::iter::successors(Some(own), halved)
+            .map(|rank| Some(rank).filter(|rank| *rank < most))
+            .collect()
+    }
+
+    fn smallest(&self, half: Half, cut: usize, member: &Member) -> Terms {
+        let rank = self.ranks(member).last().copied().flatten();
+        Terms { cut: cut as u32, rank, traffic: self.options.traffic, half, steps: Steps::Recipe }
     }
 
     /// The most bytes a device on these terms holds at once.
@@ -277,65 +302,24 @@ impl<'a> Planner<'a> {
         times
     }
 
-    fn turn(&self, terms: Terms, member: &Member) -> (Terms, Turn) {
-        let Times { forward, backward, up, down, service } = self.times(&terms, member);
+    fn turn(&self, terms: &Terms, member: &Member) -> Turn {
+        let Times { forward, backward, up, down, service } = self.times(terms, member);
         let load = f64::from(terms.cut) / member.flops_per_s;
-        (terms, Turn { arrival: forward + up, service, tail: down + backward, load })
+        Turn { arrival: forward + up, service, tail: down + backward, load }
     }
 
-    /// Give slow devices fewer steps and fast ones more, `[train] max_steps` on average, so that all are
-    /// through at the same time. Without `max_steps` everybody goes over all of its rows.
-    fn share_steps(&self, places: &mut [Place]) {
-        let mean = f64::from(self.lab.work.recipe.max_steps);
-        let batch = self.lab.work.recipe.per_device_train_batch_size.get() as u64;
-        let epochs = u64::from(self.lab.work.recipe.local_epochs);
-        let most = |(member, ..): &Place| (member.examples.div_ceil(batch) * epochs).max(1) as f64;
-        let wanted: f64 = places.iter().map(|place| most(place).min(mean)).sum();
-        if wanted == 0.0 {
-            return;
-        }
-        let steps = |seconds: f64, place: &Place| {
-            let (member, terms, turn) = place;
-            let left = seconds - self.travel(member, terms);
-            (left / iteration(turn)).floor().clamp(1.0, most(place))
+    /// Seconds of a whole pass when nobody is in its way: its steps, and its parameters on the way at the
+    /// beginning and the end.
+    fn pass(&self, terms: &Terms, member: &Member) -> f64 {
+        let recipe = &self.lab.work.recipe;
+        let batches = member.examples.div_ceil(recipe.per_device_train_batch_size.get() as u64);
+        let steps = match recipe.max_steps {
+            0 => batches * u64::from(recipe.local_epochs),
+            most => u64::from(most),
         };
-        let longest = |place: &Place| self.travel(place.0, &place.1) + most(place) * iteration(&place.2);
-        let (mut low, mut high) = (0f64, places.iter().map(longest).fold(0.0, f64::max));
-        for _ in 0..40 {
-            let middle = 0.5 * (low + high);
-            let enough = places.iter().map(|place| steps(middle, place)).sum::<f64>() >= wanted;
-            (low, high) = if enough { (low, middle) } else { (middle, high) };
-        }
-        for place in places {
-            place.1.steps = Some(steps(high, place) as u32);
-        }
-    }
-
-    /// Seconds that a device's parameters are on the way at the beginning and the end of a pass.
-    fn travel(&self, member: &Member, terms: &Terms) -> f64 {
+        let Turn { arrival, service, tail, .. } = self.turn(terms, member);
         let part = Part::of_device(&self.lab.work.model.layout, self.options.labels, terms);
-        4.0 * part.len() as f64 * (1.0 / member.up_bytes_per_s + 1.0 / member.down_bytes_per_s)
+        let both_ways = 1.0 / member.up_bytes_per_s + 1.0 / member.down_bytes_per_s;
+        steps as f64 * (arrival + service + tail) + 4.0 * part.len() as f64 * both_ways
     }
-
-    /// Halve the rank of those whose adapters would be long on the way, down to `min_rank`.
-    fn lower_ranks(&self, places: &mut [Place]) {
-        let (work, least) = (&self.lab.work, self.options.min_rank);
-        if least == 0 {
-            return;
-        }
-        for (member, terms, turn) in places {
-            let pass = f64::from(work.recipe.max_steps.max(1)) * iteration(turn);
-            let mut rank = terms.rank.unwrap_or(work.model.peft.r as u32);
-            let travel = |rank| self.travel(member, &Terms { rank: Some(rank), ..*terms });
-            while rank / 2 >= least && travel(rank) > RANK_SHARE * pass {
-                rank /= 2;
-            }
-            terms.rank = Some(rank).filter(|rank| (*rank as usize) < work.model.peft.r);
-        }
-    }
-}
-
-/// How long a device takes for a step when nobody is in its way.
-fn iteration(turn: &Turn) -> f64 {
-    turn.arrival + turn.service + turn.tail
 }

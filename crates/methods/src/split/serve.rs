@@ -107,7 +107,7 @@ pub fn serve(bench: &ServerBench, job: &Serve, meter: &Meter) -> Result<Served, 
     };
     let packed = down.map(|dx| terms.traffic.pack(&dx, width));
     let packed = packed.unwrap_or(Packed { blob: Blob::default(), error: 0.0 });
-    let rate = lab.work.recipe.rate(lab.rounds, job.round, *step, *steps);
+    let rate = terms.rate(lab, job.round, *step, *steps);
     let optimizer = tread(lab, &part, &mut theta, &grad, job.optimizer.clone(), rate)?;
     Ok(Served {
         theta: Blob::from_f32(&part.gather(&theta)),

@@ -1,10 +1,12 @@
 //! The server's half.
 
-use super::links::{Observed, Sent};
+use super::links::{Came, Observed, Sent};
 use super::seats::{Seat, Seats};
 use super::serve::{Serve, Served, Stage};
 use super::work::{self, Done, Job, ServerBench, Tuned};
-use super::{Activations, Answers, Choose, Half, Judged, Labels, Options, Order, Regime, Report, Terms};
+use super::{
+    Activations, Answers, Choose, Half, Judged, Labels, Options, Order, Regime, Report, Steps, Terms,
+};
 use crate::Lab;
 use crate::evaluate::Due;
 use crate::lab::objection_to_examples;
@@ -40,8 +42,12 @@ pub struct Server {
     looking: BTreeMap<Node, Tuned>,
     /// Adapters that count, in node order.
     counted: BTreeMap<Node, Tuned>,
-    /// How the links of devices do, where terms are chosen anew from it.
+    /// How devices and their links do, where terms are chosen anew from it.
     observed: BTreeMap<Node, Observed>,
+    /// Steps that are still to be served in this round before it is enough, where it is at some point.
+    wanted: Option<u64>,
+    /// What the passes that ended in this round were.
+    agreed: BTreeMap<Node, Terms>,
     summary: Summary,
     errors: Errors,
     due: Due,
@@ -53,7 +59,10 @@ struct Limits {
     batch: usize,
     positions: usize,
     width: usize,
+    blocks: usize,
     order: Policy,
+    /// Steps of a device in a round, on average; 0 for all of its rows.
+    steps: u32,
 }
 
 /// The upper half of one device's model.
@@ -130,7 +139,9 @@ impl Server {
                 batch: recipe.per_device_train_batch_size.get(),
                 positions: work.model.spec.max_positions,
                 width: work.model.spec.width,
+                blocks: work.model.spec.layers,
                 order: options.order,
+                steps: recipe.max_steps,
             },
             seats,
             theta: work.initial.clone(),
@@ -142,6 +153,8 @@ impl Server {
             looking: BTreeMap::new(),
             counted: BTreeMap::new(),
             observed: BTreeMap::new(),
+            wanted: None,
+            agreed: BTreeMap::new(),
             summary: Summary::default(),
             errors: Errors::default(),
             due: Due { every: recipe.eval_every, last: rounds },
@@ -161,15 +174,24 @@ impl Server {
         self.busy = None;
         self.looking.clear();
         self.counted.clear();
+        self.agreed.clear();
+        self.wanted = None;
         self.errors = Errors::default();
         self.observed.values_mut().for_each(Observed::forget);
         if round == 1 {
             cx.run(Job::Evaluate { theta: self.theta.clone(), trained: false });
         }
-        if self.choose == Choose::EachRound && !cohort.is_empty() {
-            return cx.run(Job::Seat { cohort, observed: self.observed.clone() });
+        if self.choose == Choose::Once || cohort.is_empty() {
+            return self.go_on(cx);
         }
-        self.go_on(cx);
+        if let Some(decision) = cx.decided() {
+            self.seats = Seats::recorded(self.limits.read(decision));
+            return self.go_on(cx);
+        }
+        if self.limits.steps > 0 && self.regime != Regime::OneDevice {
+            self.wanted = Some(u64::from(self.limits.steps) * cohort.len() as u64);
+        }
+        cx.run(Job::Seat { cohort, observed: self.observed.clone() });
     }
 
     fn done(&mut self, done: Done, cx: &mut Cx<Self>) {
@@ -216,7 +238,10 @@ impl Server {
         while !(one_by_one && !(self.tuning.is_empty() && self.looking.is_empty())) {
             let Some(node) = self.ahead.pop_first() else { return };
             match self.seats.of(node) {
-                Ok(&Seat { terms, .. }) => {
+                Ok(&Seat { mut terms, .. }) => {
+                    if self.wanted.is_some() {
+                        terms.steps = Steps::Open;
+                    }
                     self.tuning.insert(node, Tuning::fresh(terms));
                     cx.run(Job::Deal { node, terms, theta: self.theta.clone() });
                 }
@@ -233,6 +258,9 @@ impl Server {
 
     fn arrived(&mut self, node: Node, batch: Activations, cx: &mut Cx<Self>) {
         let Some(tuning) = self.tuning.get_mut(&node) else { return };
+        if self.wanted == Some(0) && tuning.step == tuning.steps {
+            return; // It did not know yet that it is enough.
+        }
         let objection = tuning.objection(&batch);
         let objection = objection.or_else(|| self.limits.objection(&batch, &tuning.terms, self.labels));
         if let Some(reason) = objection {
@@ -241,7 +269,8 @@ impl Server {
         }
         if let Some(observed) = self.observed.get_mut(&node) {
             let rows = u64::from(batch.starts.last().copied().unwrap_or(0));
-            observed.answered(cx.now(), batch.hidden.len() as u64, rows);
+            let came = Came { bytes: batch.hidden.len() as u64, rows, own: batch.seconds };
+            observed.answered(cx.now(), came);
         }
         tuning.steps = batch.steps;
         tuning.waiting = Some(batch);
@@ -268,7 +297,10 @@ impl Server {
         }
         let sorted = self.regime == Regime::OneModel && self.limits.order != Policy::Fifo;
         let rank = |node: &Node| self.seats.of(*node).map_or(u32::MAX, |seat| seat.rank);
-        let place = (0..self.queue.len()).filter(|_| sorted).min_by_key(|&place| rank(&self.queue[place]));
+        // Where passes are open, whoever has done the fewest steps first: a busy server would serve the others only.
+        let open = |node: &Node| self.tuning.get(node).filter(|_| self.wanted.is_some());
+        let turn = |node: &Node| (open(node).map_or(0, |tuning| tuning.step), rank(node));
+        let place = (0..self.queue.len()).filter(|_| sorted).min_by_key(|&place| turn(&self.queue[place]));
         let node = self.queue.remove(place.unwrap_or(0));
         let shared = self.regime == Regime::ModelPerDevice;
         let of = if shared { SLICES } else { 1 };
@@ -305,8 +337,9 @@ impl Server {
                     let in_the_middle = terms.half != Half::Frozen;
                     let sent = Sent { terms, bytes: down.len() as u64, in_the_middle };
                     cx.send(node, Order::Gradient { step: tuning.step, gradient: down });
-                    tuning.step += 1;
+                    (tuning.step, tuning.slices) = (tuning.step + 1, 0);
                     self.told(node, sent, cx.now());
+                    self.count_step(cx);
                 }
             }
             (Some(_), Err(Fault(reason))) => {
@@ -316,6 +349,33 @@ impl Server {
             (None, _) => {}
         }
         self.serve_next(cx);
+    }
+
+    /// One step more is done. With the last that was wanted every pass ends after the step it is in; who has
+    /// done none by then gives nothing to this round.
+    fn count_step(&mut self, cx: &mut Cx<Self>) {
+        let Some(wanted) = self.wanted.filter(|wanted| *wanted > 0) else { return };
+        self.wanted = Some(wanted - 1);
+        if wanted > 1 {
+            return;
+        }
+        let (busy, mut idle) = (self.busy, Vec::new());
+        for (&node, tuning) in &mut self.tuning {
+            tuning.steps = tuning.step + u32::from(tuning.is_in_a_step(busy == Some(node)));
+            if tuning.steps == 0 {
+                idle.push(node);
+                continue;
+            }
+            if tuning.steps == tuning.step {
+                tuning.waiting = None;
+                self.queue.retain(|queued| *queued != node);
+            }
+            cx.send(node, Order::Enough { steps: tuning.steps });
+        }
+        for node in idle {
+            cx.refuse(node, "the round had its steps before this device had done one");
+            self.drop_out(node, cx);
+        }
     }
 
     fn tuned(&mut self, node: Node, lower: Blob, examples: u64, cx: &mut Cx<Self>) {
@@ -329,7 +389,8 @@ impl Server {
             cx.refuse(node, reason);
             return self.go_on(cx);
         }
-        let Tuning { terms, theta: upper, .. } = tuning;
+        let Tuning { terms, theta: upper, steps, .. } = tuning;
+        self.agreed.insert(node, Terms { steps: terms.steps.came_to(steps), ..terms });
         let loss = tuning.loss / tuning.seen.max(1) as f64;
         self.looking.insert(node, Tuned { theta: Blob::default(), examples, loss, rank: terms.rank });
         cx.run(Job::Inspect { node, terms, lower, upper });
@@ -375,7 +436,7 @@ impl Server {
         let loss = tuned.iter().map(|one| one.loss * one.examples as f64).sum::<f64>();
         self.summary.loss = loss / examples.max(1) as f64;
         self.summary.examples = examples;
-        self.record_terms();
+        self.record_terms(cx);
         let messages = self.errors.messages.max(1) as f64;
         let figures = [("activation_error", self.errors.up), ("gradient_error", self.errors.down)];
         self.summary.figures.extend(figures.map(|(name, sum)| (name.to_owned(), sum / messages)));
@@ -387,17 +448,19 @@ impl Server {
         }
     }
 
-    /// What was agreed on, on average over the devices that have a place.
-    fn record_terms(&mut self) {
-        let all: Vec<Terms> = self.seats.terms_of_all().map(|(_, terms)| terms).collect();
+    /// What was agreed on: on average in the summary, and in full where it depends on measurements.
+    fn record_terms(&mut self, cx: &mut Cx<Self>) {
+        if self.choose == Choose::EachRound {
+            cx.decide(serde_json::to_string(&self.agreed).expect("terms are plain data"));
+        }
         let mean = |get: &dyn Fn(&Terms) -> Option<u32>| {
-            let given: Vec<f64> = all.iter().filter_map(get).map(f64::from).collect();
+            let given: Vec<f64> = self.agreed.values().filter_map(get).map(f64::from).collect();
             (!given.is_empty()).then(|| given.iter().sum::<f64>() / given.len() as f64)
         };
         let figures = [
             ("cut_mean", mean(&|terms| Some(terms.cut))),
             ("rank_mean", mean(&|terms| terms.rank)),
-            ("steps_mean", mean(&|terms| terms.steps)),
+            ("steps_mean", mean(&|terms| terms.steps.exact())),
         ];
         let given = figures.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
         self.summary.figures.extend(given);
@@ -441,6 +504,11 @@ impl Tuning {
         }
     }
 
+    /// Whether the device's part of a step depends on what the server has begun to do for it.
+    fn is_in_a_step(&self, served: bool) -> bool {
+        served || self.slices > 1 || self.asked || self.judged.is_some()
+    }
+
     /// What is wrong with the batch's place in the pass.
     fn objection(&self, batch: &Activations) -> Option<String> {
         if self.waiting.is_some() || batch.step != self.step {
@@ -466,6 +534,13 @@ impl Tuning {
 }
 
 impl Limits {
+    /// The terms that a recorded run decided on; none where they cannot be read, or cannot be.
+    fn read(&self, decision: &str) -> BTreeMap<Node, Terms> {
+        let mut terms: BTreeMap<Node, Terms> = serde_json::from_str(decision).unwrap_or_default();
+        terms.retain(|_, terms| (1..self.blocks).contains(&terms.cut()));
+        terms
+    }
+
     /// What is wrong with the batch itself: nothing is allocated by it before this was asked.
     fn objection(&self, batch: &Activations, terms: &Terms, labels: Labels) -> Option<String> {
         let starts = &batch.starts;
@@ -482,9 +557,11 @@ impl Limits {
             Answers::Kept => true,
         };
         let answers = answers && (labels == Labels::Device) == matches!(batch.answers, Answers::Kept);
-        let error = batch.error.is_finite();
-        if !answers || !error {
+        if !answers {
             return Some("its labels do not fit its batch".into());
+        }
+        if !(batch.error.is_finite() && batch.seconds.is_finite() && batch.seconds >= 0.0) {
+            return Some(format!("an error of {} after {} seconds", batch.error, batch.seconds));
         }
         let expected = terms.traffic.bytes(rows, self.width);
         let found = batch.hidden.len();

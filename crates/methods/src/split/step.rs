@@ -4,7 +4,7 @@ use super::device::Pass;
 use super::parts::Part;
 use super::tangents;
 use super::traffic::Packed;
-use super::{Activations, Answers, Between, Half, Judged, Labels, Options, Terms, Traffic};
+use super::{Activations, Answers, Between, Half, Judged, Labels, Options, Steps, Terms, Traffic};
 use crate::lab::{Lab, gather, starts};
 use crate::train::{all_steps, hold};
 use base::{Blob, Cost, Meter};
@@ -38,22 +38,11 @@ fn below_device(lab: &Lab) -> Below {
 /// The rows of every step of a pass.
 pub fn batches(lab: &Lab, pass: &Pass) -> Vec<Vec<u32>> {
     let mut steps = all_steps(lab, lab.shard(pass.node), &pass.of_training());
-    let most = match (pass.terms.steps, lab.work.recipe.max_steps) {
-        (Some(steps), _) => steps as usize,
-        (None, 0) => usize::MAX,
-        (None, most) => most as usize,
-    };
-    steps.truncate(most);
-    steps.into_iter().map(|group| group.concat()).collect()
-}
-
-/// The rows a pass goes over, each counted once however many epochs: its weight in the average.
-pub fn examples(lab: &Lab, pass: &Pass) -> u64 {
-    let shard = lab.shard(pass.node).len() as u64;
-    match pass.terms.steps {
-        Some(_) => shard.min(batches(lab, pass).iter().map(|rows| rows.len() as u64).sum()),
-        None => shard,
+    match (pass.terms.steps, lab.work.recipe.max_steps) {
+        (Steps::Open, _) | (Steps::Recipe, 0) => {}
+        (Steps::Exactly(most), _) | (Steps::Recipe, most) => steps.truncate(most as usize),
     }
+    steps.into_iter().map(|group| group.concat()).collect()
 }
 
 /// The rows of one step, and how many steps the pass has.
@@ -100,7 +89,7 @@ pub fn forward(
         Labels::Server => Answers::of(tokens, targets),
         Labels::Device => Answers::Kept,
     };
-    Ok((Activations { step, steps: count, starts, answers, hidden: blob, error }, stash))
+    Ok((Activations { step, steps: count, starts, answers, hidden: blob, error, seconds: 0.0 }, stash))
 }
 
 fn lower(
@@ -166,7 +155,7 @@ pub fn judge(
         Some(dx) => traffic.pack(&dx, width),
         None => return Err(Fault("the head gives no gradient".into())),
     };
-    let rate = lab.work.recipe.rate(lab.rounds, pass.round, step, count);
+    let rate = pass.terms.rate(lab, pass.round, step, count);
     let optimizer = tread(lab, &head, &mut theta, &grad, pass.head_optimizer.clone(), rate)?;
     let judged = Judged { step, gradient: blob, loss: loss.sum, count: loss.count as u64, error };
     Ok((judged, Blob::from_f32(&own.gather(&theta)), optimizer))
@@ -243,7 +232,7 @@ fn backward(
         backbone::embed_backward(&workspace, model, &theta, &tokens, dx, &mut grad)
             .map_err(named(pass, step))?;
     }
-    let rate = lab.work.recipe.rate(lab.rounds, pass.round, step, count);
+    let rate = pass.terms.rate(lab, pass.round, step, count);
     let optimizer = tread(lab, &blocks, &mut theta, &grad, pass.optimizer.clone(), rate)?;
     drop(held);
     drop(hold(meter, own.peak())?);

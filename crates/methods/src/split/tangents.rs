@@ -84,7 +84,7 @@ pub fn step(
         drop(z);
         accumulate(&directions, &slopes, 1.0 / config.perturbations.max(1) as f32, &mut grad);
     }
-    let rate = config.rate * lab.work.recipe.rate(lab.rounds, pass.round, step, count);
+    let rate = config.rate * pass.terms.rate(lab, pass.round, step, count);
     let optimizer = tread(lab, &blocks, &mut theta, &grad, pass.optimizer.clone(), rate)?;
     Ok((Blob::from_f32(&part.gather(&theta)), optimizer))
 }

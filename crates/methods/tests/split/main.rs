@@ -1,5 +1,6 @@
 //! Where a model is cut, who serves, in which order and on what: none of it may change the weights.
 
+mod adaptive;
 mod support;
 
 use base::SERVER;

@@ -2,10 +2,10 @@
 
 use base::{Blob, Node, SERVER, Seed};
 use data::{Encoded, Target};
-use federation::{CohortConfig, Fact, Member, Plan, Record, Status};
+use federation::{Acceptance, CohortConfig, Fact, Member, Plan, Record, Status};
 use model::{Model, PeftConfig, Pooling, Source, Task};
 use serde_json::{Map, Value, json};
-use sim::{FaultsConfig, Output, SimConfig};
+use sim::{FaultsConfig, Output, SimConfig, WeatherConfig};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -129,17 +129,44 @@ pub struct Run {
     pub records: Vec<Record>,
 }
 
+/// What a run meets.
+pub struct Conditions {
+    pub rounds: u32,
+    pub server_flops_per_s: f64,
+    pub memory_bytes: u64,
+    pub cohort: CohortConfig,
+    pub weather: WeatherConfig,
+    pub faults: FaultsConfig,
+    pub replay: Option<Acceptance>,
+}
+
+impl Default for Conditions {
+    fn default() -> Conditions {
+        Conditions {
+            rounds: 2,
+            server_flops_per_s: 1e8,
+            memory_bytes: 1 << 30,
+            cohort: CohortConfig::default(),
+            weather: WeatherConfig::default(),
+            faults: FaultsConfig::default(),
+            replay: None,
+        }
+    }
+}
+
 pub fn assemble(
     method: &str,
     options: &str,
     work: &Workload,
-    memory_bytes: u64,
+    conditions: &Conditions,
 ) -> Result<Assembly, SetupError> {
+    let Conditions { rounds, server_flops_per_s, memory_bytes, cohort, replay, .. } = conditions;
     let devices = work.shards.len() as u32;
+    let (cohort, replay) = (cohort.clone(), replay.clone());
     let setup = Setup {
-        server: member(SERVER, 1 << 32),
-        devices: (1..=devices).map(|i| member(Node(i), memory_bytes)).collect(),
-        plan: Plan { rounds: 2, cohort: CohortConfig::default(), devices_expected: devices, replay: None },
+        server: Member { flops_per_s: *server_flops_per_s, ..member(SERVER, 1 << 32) },
+        devices: (1..=devices).map(|i| member(Node(i), *memory_bytes)).collect(),
+        plan: Plan { rounds: *rounds, cohort, devices_expected: devices, replay },
         seed: Seed(11),
         options: options.parse().unwrap(),
         work: Some(work.clone()),
@@ -149,14 +176,25 @@ pub fn assemble(
 }
 
 pub fn run(method: &str, options: &str, work: &Workload, memory_bytes: u64) -> Result<Run, SetupError> {
-    let assembly = assemble(method, options, work, memory_bytes)?;
+    run_under(method, options, work, &Conditions { memory_bytes, ..Conditions::default() })
+}
+
+pub fn run_under(
+    method: &str,
+    options: &str,
+    work: &Workload,
+    conditions: &Conditions,
+) -> Result<Run, SetupError> {
+    let assembly = assemble(method, options, work, conditions)?;
     let mut records = Vec::new();
     let mut sink = |output: Output| {
         if let Output::Record(record) = output {
             records.push(record.clone());
         }
     };
-    let config = SimConfig::new(Seed(3), 1);
+    let Conditions { weather, faults, .. } = conditions;
+    let fair = SimConfig::new(Seed(3), 1);
+    let config = SimConfig { weather: weather.clone(), faults: faults.clone(), ..fair };
     let ended = sim::run(&assembly.federation, &config, &mut sink, &AtomicBool::new(false), None).unwrap();
     assert_eq!(ended.status, Status::Completed, "{method} {options}");
     let trained = (assembly.trained)(&ended.server).unwrap();
@@ -195,10 +233,10 @@ pub fn interrupted(options: &str, work: &Workload, kill: f64, after: usize) -> S
     };
     let faults = FaultsConfig { kill, down_seconds: 0.05, ..FaultsConfig::default() };
     let config = SimConfig { faults, ..SimConfig::new(Seed(3), 1) };
-    let assembly = assemble("split-lora", options, work, 1 << 30).unwrap();
+    let assembly = assemble("split-lora", options, work, &Conditions::default()).unwrap();
     let ended = sim::run(&assembly.federation, &config, &mut sink, &interrupt, None).unwrap();
     let Some(checkpoint) = ended.checkpoint else { return ended.trace_hash };
-    let assembly = assemble("split-lora", options, work, 1 << 30).unwrap();
+    let assembly = assemble("split-lora", options, work, &Conditions::default()).unwrap();
     let never = AtomicBool::new(false);
     sim::run(&assembly.federation, &config, &mut |_| (), &never, Some(checkpoint)).unwrap().trace_hash
 }

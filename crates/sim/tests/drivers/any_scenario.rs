@@ -33,8 +33,11 @@ fn config(seed: Seed, draws: &mut Stream, devices: u32) -> SimConfig {
         latency_jitter: perhaps(draws, 0.5),
         rate_jitter: perhaps(draws, 1.0),
         rate_swing: 1.0 + perhaps(draws, 5.0),
-        rate_swing_seconds: 1.0 + 9.0 * draws.unit(),
+        swing_seconds: 1.0 + 9.0 * draws.unit(),
         loss: perhaps(draws, 0.3),
+        loss_swing: 1.0 + perhaps(draws, 2.0),
+        speed_swing: 1.0 + perhaps(draws, 5.0),
+        memory_swing: 1.0 + perhaps(draws, 1.0),
         server_link: if draws.unit() < 0.5 { ServerLink::Shared } else { ServerLink::Unlimited },
     };
     let faults = FaultsConfig {
@@ -74,8 +77,8 @@ fn hold(number: u64) -> u32 {
         return 0;
     }
     let replay = match plan.cohort.pace {
-        Pace::Synchronous => None,
-        Pace::Deadline => Some(Acceptance::from_records(&whole.records)),
+        Pace::Synchronous if config.weather.memory_swing == 1.0 => None,
+        Pace::Synchronous | Pace::Deadline => Some(Acceptance::from_records(&whole.records)),
     };
     let calm = crate::average::federation(Plan { replay, ..plan }, price);
     let calm = finish(sim::run, &calm, &SimConfig::new(Seed(0), 2));

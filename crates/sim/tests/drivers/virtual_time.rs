@@ -30,7 +30,7 @@ fn stormy(seed: u64) -> SimConfig {
         latency_jitter: 0.1,
         rate_jitter: 0.5,
         rate_swing: 3.0,
-        rate_swing_seconds: 4.0,
+        swing_seconds: 4.0,
         loss: 0.1,
         ..WeatherConfig::default()
     };
