@@ -18,9 +18,10 @@ use base::{Blob, Cost, Meter, Seed};
 use federation::Fault;
 use model::optim::Optimizer;
 use model::tangent::{self, Fan, Over};
-use model::{Directions, Draw, Model, Seeded, price};
+use model::{Directions, Draw, Layout, Model, Seeded, Site, SiteKind, price};
 use ops::{Dual, Workspace};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// `[method] forward_gradient`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,6 +31,9 @@ pub struct ForwardGradient {
     pub perturbations: u32,
     /// So many of them at once: more read the weights less often and hold more.
     pub lanes: u32,
+    /// Of every LoRA pair so many columns of B move, and A stays as it was drawn (LoRA-FA, arXiv 2308.03303):
+    /// the relative error of an estimate grows with the root of how many parameters move.
+    pub rank: u32,
     /// A factor on the learning rate of the device's half: estimates are noisy, and an optimiser that
     /// rescales them steps as far along noise.
     pub rate: f32,
@@ -37,7 +41,7 @@ pub struct ForwardGradient {
 
 impl Default for ForwardGradient {
     fn default() -> ForwardGradient {
-        ForwardGradient { perturbations: 4, lanes: 2, rate: 0.1 }
+        ForwardGradient { perturbations: 4, lanes: 2, rank: 1, rate: 1.0 }
     }
 }
 
@@ -74,8 +78,8 @@ pub fn step(
     for lanes in config.passes() {
         let seeds = seeds(lab, pass, step, drawn, lanes * tokens.sequences() as u32);
         drawn += seeds.len() as u32;
-        let directions =
-            Seeded { seeds: &seeds, draw: Draw::Normal, moves: 0..model.layout.cut(pass.cut()) };
+        let drawn = Seeded { seeds: &seeds, draw: Draw::Normal, moves: 0..model.layout.cut(pass.cut()) };
+        let directions = Narrow { drawn, layout: &model.layout, rank: config.rank.max(1) as usize };
         let fan = Fan { directions: &directions, over: Over::Sequences };
         let z = tangent::embed(&workspace, model, &theta, &tokens, fan)
             .and_then(|x| tangent::blocks(&workspace, model, &theta, 0..pass.cut(), x, &tokens.starts, fan))
@@ -87,6 +91,42 @@ pub fn step(
     let rate = config.rate * pass.terms.rate(lab, pass.round, step, count);
     let optimizer = tread(lab, &blocks, &mut theta, &grad, pass.optimizer.clone(), rate)?;
     Ok((Blob::from_f32(&part.gather(&theta)), optimizer))
+}
+
+/// Directions that leave LoRA's A alone, and of B all but the first columns.
+struct Narrow<'a> {
+    drawn: Seeded<'a>,
+    layout: &'a Layout,
+    rank: usize,
+}
+
+impl Directions for Narrow<'_> {
+    fn count(&self) -> usize {
+        self.drawn.count()
+    }
+
+    fn moves(&self) -> Range<usize> {
+        self.drawn.moves()
+    }
+
+    fn write(&self, index: usize, first: usize, to: &mut [f32]) {
+        let asked = first..first + to.len();
+        let touched = |site: &&Site| site.range().start < asked.end && asked.start < site.range().end;
+        let mut sites = self.layout.sites.iter().filter(touched).peekable();
+        if sites.peek().is_some_and(|site| site.kind == SiteKind::LoraA && site.range().end >= asked.end) {
+            return to.fill(0.0);
+        }
+        self.drawn.write(index, first, to);
+        for site in sites {
+            let stays = |place: &usize| match site.kind {
+                SiteKind::LoraA => true,
+                SiteKind::LoraB => (place - site.offset) % site.cols >= self.rank,
+                _ => false,
+            };
+            let both = site.range().start.max(asked.start)..site.range().end.min(asked.end);
+            both.filter(stays).for_each(|place| to[place - first] = 0.0);
+        }
+    }
 }
 
 /// A seed for each direction of a pass.
@@ -111,7 +151,7 @@ fn slopes(z: &Dual, lambda: &[f32], starts: &[u32]) -> Vec<f32> {
 
 /// `grad += scale * sum of slope * direction`, a stretch at a time, so that no direction stands in
 /// memory whole.
-fn accumulate(directions: &Seeded<'_>, slopes: &[f32], scale: f32, grad: &mut [f32]) {
+fn accumulate(directions: &Narrow<'_>, slopes: &[f32], scale: f32, grad: &mut [f32]) {
     const STRETCH: usize = 1024;
     let mut part = [0f32; STRETCH];
     let moved = &mut grad[directions.moves()];
