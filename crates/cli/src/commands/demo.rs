@@ -57,9 +57,9 @@ const TUNED: &[(&str, &[&str])] = &[
             "method.perturbations=8",
         ],
     ),
-    ("split-lora", &["run.num-server-rounds=4", "train.learning_rate=0.012"]),
+    ("split-lora", &["run.num-server-rounds=8", "cohort.fraction-train=0.25", "train.learning_rate=0.012"]),
     ("sl", &["run.num-server-rounds=2"]),
-    ("sfl", &["run.num-server-rounds=2", "train.learning_rate=0.012"]),
+    ("sfl", &["run.num-server-rounds=8", "cohort.fraction-train=0.125", "train.learning_rate=0.012"]),
     ("side-tuning", SIDE),
     ("mobillm", SIDE),
 ];
