@@ -70,7 +70,8 @@ impl Prefix {
             false => None,
         };
         let values = condensed.as_ref().unwrap_or(&x).to_vec();
-        if self.kept.fetch_add(values.len(), Ordering::Relaxed) < MOST {
+        // Embeddings alone are as quickly looked up again.
+        if self.first > 0 && self.kept.fetch_add(values.len(), Ordering::Relaxed) < MOST {
             let _ = self.rows[row as usize].set(values.clone().into());
         }
         Ok(values)
