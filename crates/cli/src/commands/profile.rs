@@ -52,14 +52,15 @@ struct Row {
 
 impl Profile {
     pub fn run(self) -> Outcome {
-        let (work, seed) = self.prepare("lora")?;
+        // The first to be read says what the rows are for, and is measured in its turn.
+        let (lora, seed) = self.prepare("lora")?;
         let mut head = Vec::new();
         let mut rows = Vec::new();
         for kind in KINDS {
-            if kind == "head" && work.model.task == Task::CausalLm {
+            if kind == "head" && lora.model.task == Task::CausalLm {
                 continue;
             }
-            let (work, _) = self.prepare(kind)?;
+            let work = if kind == "lora" { lora.clone() } else { self.prepare(kind)?.0 };
             let failed = |error: model::Error| Failure::new(Exit::Failed, format!("{kind}: {error}"));
             let mut order: Vec<usize> = (0..work.train.len()).collect();
             seed.child("rows", 0).stream().shuffle(&mut order);
