@@ -1,15 +1,18 @@
 //! Training by forward passes: what crosses, who is lost and who runs ahead may not change the weights, and
 //! forward gradients lead where gradients lead.
 
-use base::{Blob, Node, SERVER, Seed};
+#[path = "support/unequal.rs"]
+mod unequal;
+
+use base::{Node, SERVER, Seed};
 use data::{Encoded, Target};
 use federation::{Acceptance, CohortConfig, Fact, Member, Plan, Record, Status, Summary};
 use model::{Model, PeftConfig, PeftKind, Pooling, Source, Task};
 use sim::{FaultsConfig, Output, SimConfig};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use undertone_methods::{Setup, SetupError, TrainConfig, Workload, find};
+use unequal::unequal;
 
 const ROUNDS: u32 = 4;
 const DEVICES: u32 = 6;
@@ -32,38 +35,13 @@ fn workload(kind: PeftKind) -> Workload {
     let task = Task::Classification { classes: 3, pooling: Pooling::Mean, squash: None };
     let peft = PeftConfig { r: 2, layers_to_transform: Some(vec![1]), ..PeftConfig::new(kind) };
     let peft = if kind == PeftKind::Head { PeftConfig::new(kind) } else { peft };
-    let (model, theta) = Model::load(&Source::Directory(directory), &task, &peft, Seed(1)).unwrap();
+    let loaded = Model::load(&Source::Directory(directory), &task, &peft, Seed(1)).unwrap();
     let mut draw = Seed(2).stream();
-    let mut rows = |count: u32| -> Arc<[Encoded]> {
-        let row = |_| {
-            let class = draw.below(3) as u32;
-            let ids = (0..3 + draw.below(5)).map(|_| 20 * class + draw.below(20) as u32).collect();
-            Encoded::whole(ids, Target::Class(class))
-        };
-        (0..count).map(row).collect()
-    };
-    let (mut shards, mut next) = (Vec::new(), 0);
-    for device in 1..=DEVICES {
-        shards.push((next..next + 5 * device).collect());
-        next += 5 * device;
-    }
-    let recipe = TrainConfig {
-        per_device_train_batch_size: 4.try_into().unwrap(),
-        max_grad_norm: 0.0,
-        learning_rate: 1e-2,
-        ..TrainConfig::default()
-    };
-    Workload {
-        model: Arc::new(model),
-        initial: Blob::from_f32(&theta),
-        train: rows(next),
-        shards: shards.into(),
-        test: rows(30),
-        owners: Arc::default(),
-        recipe,
-        threads: 1,
-        others: Arc::default(),
-    }
+    unequal(loaded, DEVICES, 5, 30, || {
+        let class = draw.below(3) as u32;
+        let ids = (0..3 + draw.below(5)).map(|_| 20 * class + draw.below(20) as u32).collect();
+        Encoded::whole(ids, Target::Class(class))
+    })
 }
 
 struct Run {

@@ -2,6 +2,8 @@
 
 mod adaptive;
 mod support;
+#[path = "../support/unequal.rs"]
+mod unequal;
 
 use base::SERVER;
 use federation::{Fact, Record};

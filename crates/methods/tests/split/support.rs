@@ -1,15 +1,15 @@
 //! A tiny model of as many blocks as a test wants, and runs of the split methods on it.
 
-use base::{Blob, Node, SERVER, Seed};
+use crate::unequal::unequal;
+use base::{Node, SERVER, Seed};
 use data::{Encoded, Target};
 use federation::{Acceptance, CohortConfig, Fact, Member, Plan, Record, Status};
 use model::{Model, PeftConfig, Pooling, Source, Task};
 use serde_json::{Map, Value, json};
 use sim::{FaultsConfig, Output, SimConfig, WeatherConfig};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use undertone_methods::{Assembly, Keep, Setup, SetupError, TrainConfig, Workload, find};
+use undertone_methods::{Assembly, Keep, Setup, SetupError, Workload, find};
 
 pub fn member(node: Node, memory_bytes: u64) -> Member {
     Member {
@@ -82,41 +82,16 @@ pub fn workload(family: &str, layers: usize, learn: Learn, peft: &PeftConfig, de
         Learn::Classes => Task::Classification { classes: 3, pooling: Pooling::Mean, squash: Some(3.0) },
         Learn::NextTokens => Task::CausalLm,
     };
-    let (model, theta) = Model::load(&deep(family, layers), &task, peft, Seed(1)).unwrap();
+    let loaded = Model::load(&deep(family, layers), &task, peft, Seed(1)).unwrap();
     let mut draw = Seed(2).stream();
-    let mut rows = |count: u32| -> Arc<[Encoded]> {
-        let row = |_| {
-            let ids = (0..3 + draw.below(9)).map(|_| draw.below(60) as u32).collect();
-            let target = match learn {
-                Learn::Classes => Target::Class(draw.below(3) as u32),
-                Learn::NextTokens => Target::Completion { from: 0 },
-            };
-            Encoded::whole(ids, target)
+    unequal(loaded, devices, 9, 6, || {
+        let ids = (0..3 + draw.below(9)).map(|_| draw.below(60) as u32).collect();
+        let target = match learn {
+            Learn::Classes => Target::Class(draw.below(3) as u32),
+            Learn::NextTokens => Target::Completion { from: 0 },
         };
-        (0..count).map(row).collect()
-    };
-    let (mut shards, mut next) = (Vec::new(), 0);
-    for device in 1..=devices {
-        shards.push((next..next + 9 * device).collect());
-        next += 9 * device;
-    }
-    let recipe = TrainConfig {
-        per_device_train_batch_size: 4.try_into().unwrap(),
-        max_grad_norm: 0.0,
-        learning_rate: 1e-2,
-        ..TrainConfig::default()
-    };
-    Workload {
-        model: Arc::new(model),
-        initial: Blob::from_f32(&theta),
-        train: rows(next),
-        shards: shards.into(),
-        test: rows(6),
-        owners: Arc::default(),
-        recipe,
-        threads: 1,
-        others: Arc::default(),
-    }
+        Encoded::whole(ids, target)
+    })
 }
 
 /// Two rounds of a small classifier.
