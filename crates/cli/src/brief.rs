@@ -1,9 +1,12 @@
 //! What a server tells its devices about the run: settings and names, never code.
 
 use crate::errors::{Exit, Failure, context};
+use crate::offer::Offer;
 use crate::prepare::Prepared;
 use crate::scenario::{BUILTIN, ModelConfig, Scenario};
 use crate::settings::Settings;
+use model::Lower;
+use net::server::Shelf;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,20 +20,41 @@ pub struct Brief {
     pub labels: Vec<String>,
     /// The files of every model that devices have, with the BLAKE3 of each; empty where nothing is trained.
     pub models: Vec<Print>,
+    /// The same models, for devices that have not got theirs.
+    pub offers: Vec<Offer>,
+    /// By class of devices what they need of it, where that is not all of it.
+    pub lower: BTreeMap<String, Lower>,
 }
 
 /// A model, as far as two machines must agree on it.
 pub type Print = BTreeMap<String, String>;
 
 impl Brief {
-    pub fn of(prepared: &Prepared) -> Result<Brief, Failure> {
+    /// With the places where the offered models stand.
+    pub fn of(prepared: &Prepared) -> Result<(Brief, Shelf), Failure> {
         let model = prepared.scenario.model.as_ref().filter(|_| prepared.material.is_some());
         let models = model.map(ModelConfig::all).unwrap_or_default();
-        Ok(Brief {
+        let (mut offers, mut places) = (Vec::new(), Vec::new());
+        for model in &models {
+            let (offer, stand) = Offer::of(&model.path)?;
+            offers.push(offer);
+            places.extend(stand);
+        }
+        let mut lower: BTreeMap<String, Lower> = BTreeMap::new();
+        for (member, quote) in prepared.quoted() {
+            if let Some(needed) = quote.lower {
+                let known = lower.entry(member.class.clone()).or_insert(needed);
+                *known = known.union(needed);
+            }
+        }
+        let brief = Brief {
             scenario: prepared.scenario.to_toml(),
             labels: prepared.material.as_ref().map(|material| material.labels.clone()).unwrap_or_default(),
             models: models.iter().map(|model| print_of(&model.path)).collect::<Result<_, _>>()?,
-        })
+            offers,
+            lower,
+        };
+        Ok((brief, places.into_iter().collect()))
     }
 
     /// Read what a server said, and check it as any scenario: a method that is not on this device's own
@@ -55,7 +79,7 @@ impl Brief {
             theirs.keys().chain(ours.keys()).filter(different).map(String::as_str).collect();
         Err(Failure::new(Exit::Model, format!("{path} is not the model the server trains"))
             .at(names.join(", "))
-            .help("fetch the same revision as the server's operator, and name it with --model"))
+            .help("leave --model out, and what is needed of it is fetched from the server; or name the same revision"))
     }
 }
 

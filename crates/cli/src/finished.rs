@@ -97,7 +97,7 @@ impl Tuned {
         };
         let failed = |error| Failure::new(Exit::Model, error);
         let adapter = Adapter::open(&path).map_err(failed)?;
-        let loaded = load(&config.path, &adapter.task(), &adapter.peft, Seed(scenario.run.seed))?;
+        let loaded = load(&config.path, &adapter.task(), &adapter.peft, Seed(scenario.run.seed), None)?;
         let theta = adapter.theta(&loaded.model).map_err(failed)?;
         let labels = adapter.head.map(|head| head.labels).unwrap_or_default();
         Ok(Tuned { config, labels, loaded, theta, side: None })
@@ -118,7 +118,7 @@ impl Tuned {
         }
         let labels = card.labels.clone();
         let frozen = PeftConfig::new(PeftKind::None);
-        let loaded = load(&config.path, &task(&config, &labels)?, &frozen, Seed(scenario.run.seed))?;
+        let loaded = load(&config.path, &task(&config, &labels)?, &frozen, Seed(scenario.run.seed), None)?;
         let initial = loaded.initial.clone();
         let side = Some(Beside { card, network, theta, backbone });
         Ok(Tuned { config, labels, loaded, theta: initial, side })

@@ -8,6 +8,7 @@ pub mod errors;
 mod finished;
 mod interrupt;
 pub mod memory;
+mod offer;
 mod prepare;
 mod run_dir;
 pub mod scenario;

@@ -10,7 +10,7 @@ use base::{Blob, Node, Seed, units};
 use data::{Columns, Dataset, Encoded, Holdings, LabelKind, PartitionConfig, Tokenizer};
 use federation::{Acceptance, Member, Plan};
 use methods::{Assembly, Draws, Keep, OtherBackbone, Quote, Setup, Workload};
-use model::{Model, PeftConfig, Task};
+use model::{Lower, Model, PeftConfig, Task};
 use report::{Clock, DeviceClass, Resident, RunInfo};
 use sim::{Availability, SimConfig, WeatherConfig};
 use std::collections::{BTreeMap, BTreeSet};
@@ -57,8 +57,18 @@ pub enum Holder<'a> {
     Simulator,
     /// Nobody's: each device has its own.
     Server,
-    /// One device's own, with the class names of the run.
-    Device { node: Node, rows: &'a str, labels: &'a [String] },
+    /// One device's own, with the class names of the run and the part of the model that it needs.
+    Device { node: Node, rows: &'a str, labels: &'a [String], lower: Option<Lower> },
+}
+
+impl Holder<'_> {
+    /// The part of the model that this process needs; all of it where none is named.
+    fn lower(self) -> Option<Lower> {
+        match self {
+            Holder::Simulator | Holder::Server => None,
+            Holder::Device { lower, .. } => lower,
+        }
+    }
 }
 
 /// Prepare a run of `scenario` on this many threads; with `replay`, one that accepts what an earlier
@@ -168,7 +178,8 @@ fn material(
     let Rows { train, test, dealt } = rows(holder, (data_config, kind), devices.len(), seed)?;
     let mut backbones = Vec::new();
     for config in model_config.all() {
-        let loaded = load(&config.path, &task(&config, &train.labels)?, peft, seed)?;
+        let task = task(&config, &train.labels)?;
+        let loaded = load(&config.path, &task, peft, seed, holder.lower())?;
         loaded.check_length(&config)?;
         backbones.push(loaded);
     }
@@ -256,7 +267,7 @@ pub fn rows(
             let test = read_rows(&config.test, &columns(config, kind), Split::Test)?;
             Ok(Rows { train: none(&test.labels), test, dealt: vec![Vec::new(); devices] })
         }
-        Holder::Device { node, rows, labels } => {
+        Holder::Device { node, rows, labels, .. } => {
             // The names of columns in the scenario are those of the server's file.
             let columns = Columns { label_kind: kind, ..Columns::default() }.with_labels(labels);
             let train = read_rows(rows, &columns, Split::Train)?;
@@ -289,24 +300,34 @@ fn owned(test: &Dataset, class_of: &BTreeMap<&str, &str>) -> BTreeMap<Option<Str
     owned
 }
 
-/// Load a model with fresh adapters, and its tokenizer.
-pub fn load(path: &str, task: &Task, peft: &PeftConfig, seed: Seed) -> Result<Loaded, Failure> {
-    let failed = |error: model::LoadError| {
+/// Load a model with fresh adapters, or a part of one, and its tokenizer.
+pub fn load(
+    path: &str,
+    task: &Task,
+    peft: &PeftConfig,
+    seed: Seed,
+    lower: Option<Lower>,
+) -> Result<Loaded, Failure> {
+    let (source, tokenizer) = match path {
+        BUILTIN => (builtin::model(), builtin::tokenizer()?),
+        path if !Path::new(path).is_dir() => {
+            return Err(Failure::new(Exit::Model, format!("model.path = \"{path}\" is no directory"))
+                .help("name a Hugging Face directory (config.json, tokenizer.json, model.safetensors), or \"builtin\""));
+        }
+        path => {
+            let tokenizer = Tokenizer::load(Path::new(path));
+            let tokenizer = tokenizer.map_err(|error| Failure::new(Exit::Model, error))?;
+            (model::Source::Directory(path.into()), tokenizer)
+        }
+    };
+    let loaded = match lower {
+        None => Model::load(&source, task, peft, seed),
+        Some(lower) => Model::load_lower(&source, task, peft, seed, lower),
+    };
+    let (model, initial) = loaded.map_err(|error| {
         let exit = if matches!(error, model::LoadError::Peft(_)) { Exit::Usage } else { Exit::Model };
         Failure::new(exit, error)
-    };
-    if path == BUILTIN {
-        let (model, initial) = Model::load(&builtin::model(), task, peft, seed).map_err(failed)?;
-        return Ok(Loaded { model, initial, tokenizer: builtin::tokenizer()? });
-    }
-    let directory = Path::new(path);
-    if !directory.is_dir() {
-        return Err(Failure::new(Exit::Model, format!("model.path = \"{path}\" is no directory"))
-            .help("name a Hugging Face directory (config.json, tokenizer.json, model.safetensors), or \"builtin\""));
-    }
-    let tokenizer = Tokenizer::load(directory).map_err(|error| Failure::new(Exit::Model, error))?;
-    let source = model::Source::Directory(directory.to_owned());
-    let (model, initial) = Model::load(&source, task, peft, seed).map_err(failed)?;
+    })?;
     Ok(Loaded { model, initial, tokenizer })
 }
 

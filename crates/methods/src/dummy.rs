@@ -187,7 +187,7 @@ impl Method for Dummy {
     fn quote(&self, _: Node) -> Quote {
         let Options { flops, bytes, payload } = self.bench.0;
         let each_way = u64::from(payload);
-        Quote { cost: Cost { flops, bytes }, resident_bytes: 0, up_bytes: each_way, down_bytes: each_way }
+        Quote { cost: Cost { flops, bytes }, up_bytes: each_way, down_bytes: each_way, ..Quote::default() }
     }
 
     fn trained(server: Server) -> Blob {

@@ -405,6 +405,7 @@ impl Method for FedavgLora {
             resident_bytes: self.lab.work.model.bytes() + theta,
             up_bytes: theta,
             down_bytes: theta,
+            lower: None,
         }
     }
 

@@ -5,7 +5,7 @@ use crate::{Lab, Workload};
 use base::{Blob, CodecError, Cost, Node, Packet, SERVER, Seed};
 use federation::coordinator::side_of;
 use federation::{Coordinator, Federation, Machine, Member, Plan, Side, Worker};
-use model::{LoadError, Task};
+use model::{LoadError, Lower, Task};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::Path;
@@ -127,6 +127,8 @@ pub struct Quote {
     pub resident_bytes: u64,
     pub up_bytes: u64,
     pub down_bytes: u64,
+    /// What its process needs of the model, where that is not all of it.
+    pub lower: Option<Lower>,
 }
 
 /// What the server holds between jobs.

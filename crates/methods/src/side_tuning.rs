@@ -74,6 +74,7 @@ impl Method for SideTuning {
             resident_bytes: backbone.model.bytes() + weigh::kept_bytes(bench, &rows),
             up_bytes: sent as u64,
             down_bytes: 8 * u64::from(bench.chunks(node)),
+            lower: None,
         }
     }
 

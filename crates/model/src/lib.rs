@@ -38,6 +38,7 @@ pub mod price;
 pub mod side;
 mod source;
 mod spec;
+mod stored;
 pub mod tangent;
 mod tokens;
 mod train;
@@ -51,8 +52,9 @@ pub use layout::{Layout, Site, SiteKind};
 pub use model::Model;
 pub use pass::Below;
 pub use peft_config::{PeftConfig, PeftKind, Shorthand, TargetModules};
-pub use source::{Source, Weights};
+pub use source::{Source, Tensor, Weights};
 pub use spec::{Activation, Module, Place, Pooling, Role, Shape, Spec, Task};
+pub use stored::Lower;
 pub use tokens::{Activations, Targets, Tokens};
 pub use train::{
     Loss, argmax, condense, features, head_loss, head_loss_and_gradient, hidden, logits, loss,

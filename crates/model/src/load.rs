@@ -17,6 +17,7 @@ use crate::pass::Values;
 use crate::peft_config::PeftConfig;
 use crate::source::{Source, Weights};
 use crate::spec::{Activation, Module, Place, Pooling, Role, Shape, Spec, Task};
+use crate::stored::{Lower, stored_name};
 use base::Seed;
 use ops::attention::{Heads, Mask};
 use ops::{Linear, act, rope};
@@ -56,26 +57,64 @@ impl Model {
         if start > end || end > spec.layers {
             return Err(LoadError::Layers { start, end, layers: spec.layers });
         }
-        task.check(&spec)?;
-        peft.check(&spec, task)?;
         let layout = Layout::of_part(&spec, task, peft, layers.clone());
-        let modules = spec.modules(task, layers.clone());
-        let theta = initial(&layout, seed);
-        let weights = source.open()?;
-        let mut loader = Loader { spec: &spec, peft, layout: &layout, modules, weights, theta };
-        let tied = loader.tied(task)?;
-        let embedding = (start == 0).then(|| loader.embedding(tied.as_ref())).transpose()?;
-        let rope = spec
-            .rope_theta
-            .map(|theta| Arc::new(rope::Table::new(spec.head_dim, spec.max_positions, f64::from(theta))));
-        let blocks = layers.clone().map(|layer| loader.block(layer, rope.as_ref()));
-        let blocks = blocks.collect::<Result<_, _>>()?;
-        let head = (end == spec.layers).then(|| loader.head(task, tied.as_ref())).transpose()?;
-        let Loader { weights, theta, .. } = loader;
-        let (task, peft, layout) = (task.clone(), peft.clone(), Arc::new(layout));
-        let hash = weights.hash();
-        Ok((Model { spec, task, peft, layout, layers, embedding, blocks, head, hash }, theta))
+        let held = Held { embedding: start == 0, layers, head: end == spec.layers };
+        load(source, spec, (task, peft), layout, held, seed)
     }
+
+    /// Load of a model what a device holds below its cut. Layout and `theta` are the whole model's; of `theta`
+    /// what is not held stands as it starts, whatever the checkpoint has there.
+    pub fn load_lower(
+        source: &Source,
+        task: &Task,
+        peft: &PeftConfig,
+        seed: Seed,
+        lower: Lower,
+    ) -> Result<(Model, Vec<f32>), LoadError> {
+        let spec = Spec::from_config(&source.config()?)?;
+        let Lower { blocks, head } = lower;
+        if blocks > spec.layers {
+            return Err(LoadError::Layers { start: 0, end: blocks, layers: spec.layers });
+        }
+        let layout = Layout::of_part(&spec, task, peft, 0..spec.layers);
+        let held = Held { embedding: true, layers: 0..blocks, head };
+        load(source, spec, (task, peft), layout, held, seed)
+    }
+}
+
+/// What is loaded of a model.
+struct Held {
+    embedding: bool,
+    layers: Range<usize>,
+    head: bool,
+}
+
+fn load(
+    source: &Source,
+    spec: Spec,
+    (task, peft): (&Task, &PeftConfig),
+    layout: Layout,
+    held: Held,
+    seed: Seed,
+) -> Result<(Model, Vec<f32>), LoadError> {
+    task.check(&spec)?;
+    peft.check(&spec, task)?;
+    let modules = spec.modules(task, layout.layers.clone());
+    let theta = initial(&layout, seed);
+    let weights = source.open()?;
+    let mut loader = Loader { spec: &spec, peft, layout: &layout, modules, weights, theta };
+    let tied = if held.head { loader.tied(task)? } else { None };
+    let embedding = held.embedding.then(|| loader.embedding(tied.as_ref())).transpose()?;
+    let rope = spec
+        .rope_theta
+        .map(|theta| Arc::new(rope::Table::new(spec.head_dim, spec.max_positions, f64::from(theta))));
+    let blocks = held.layers.clone().map(|layer| loader.block(layer, rope.as_ref()));
+    let blocks = blocks.collect::<Result<_, _>>()?;
+    let head = held.head.then(|| loader.head(task, tied.as_ref())).transpose()?;
+    let Loader { weights, theta, .. } = loader;
+    let (task, peft, layout) = (task.clone(), peft.clone(), Arc::new(layout));
+    let hash = weights.hash();
+    Ok((Model { spec, task, peft, layout, layers: held.layers, embedding, blocks, head, hash }, theta))
 }
 
 /// Every site as it starts; those the model has already are overwritten as they are read.
@@ -205,10 +244,9 @@ impl Loader<'_> {
         })
     }
 
-    /// The word embedding, if this part's head is tied to it.
+    /// The word embedding, if the head is tied to it.
     fn tied(&mut self, task: &Task) -> Result<Option<Tied>, LoadError> {
-        let has_head = self.layout.layers.end == self.spec.layers;
-        if !(self.spec.tied && *task == Task::CausalLm && has_head) {
+        if !(self.spec.tied && *task == Task::CausalLm) {
             return Ok(None);
         }
         let whole = self.spec.modules(task, 0..self.spec.layers);
@@ -309,7 +347,7 @@ impl Loader<'_> {
 
     /// Read a parameter of the checkpoint: into `theta` where it is trained.
     fn values(&mut self, module: &str, parameter: &str, shape: &[usize]) -> Result<Values, LoadError> {
-        let stored = self.stored_name(module, parameter);
+        let stored = stored_name(self.spec, module, parameter, &|name| self.weights.contains(name));
         let values = self.weights.read(&stored, shape)?;
         match self.range(module, parameter) {
             Some(range) => {
@@ -330,23 +368,6 @@ impl Loader<'_> {
 
     fn range(&self, module: &str, parameter: &str) -> Option<Range<usize>> {
         self.layout.site(&format!("{module}.{parameter}")).map(|site| site.range())
-    }
-
-    /// The name under which the file has a parameter: as it is, behind the prefix of a task model
-    /// (`bert.`), without `model.`, as the tied head, or in the spelling of TensorFlow's BERT.
-    fn stored_name(&self, module: &str, parameter: &str) -> String {
-        let plain = format!("{module}.{parameter}");
-        if self.weights.contains(&plain) {
-            return plain;
-        }
-        let bare = plain.strip_prefix("model.").unwrap_or(&plain).to_owned();
-        let prefixed = |name: &str| format!("{}{name}", self.spec.family.prefix);
-        let old = format!("{module}.{}", if parameter == "weight" { "gamma" } else { "beta" });
-        let mut names = vec![prefixed(&plain), bare, prefixed(&old), old];
-        if self.spec.tied && plain == "model.embed_tokens.weight" {
-            names.push("lm_head.weight".into());
-        }
-        names.into_iter().find(|name| self.weights.contains(name)).unwrap_or(plain)
     }
 }
 

@@ -46,6 +46,18 @@ impl Source {
     }
 }
 
+/// A tensor as it lies in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tensor {
+    pub name: String,
+    /// As safetensors spells it, such as `F32`.
+    pub dtype: String,
+    pub shape: Vec<usize>,
+    pub path: PathBuf,
+    pub offset: u64,
+    pub bytes: u64,
+}
+
 /// Tensors by name. Reading one also feeds [`Weights::hash`].
 #[derive(Debug)]
 pub struct Weights {
@@ -144,6 +156,24 @@ impl Weights {
 
     pub fn contains(&self, name: &str) -> bool {
         self.index.contains_key(name)
+    }
+
+    /// Every tensor with the place of its bytes in its file, in alphabetical order; none of weights in memory.
+    pub fn tensors(&self) -> impl Iterator<Item = Tensor> {
+        self.index.iter().filter_map(|(name, (number, entry))| {
+            let Container { name: path, bytes: Bytes::File(_), data, .. } = &self.files[*number] else {
+                return None;
+            };
+            let (start, end) = entry.data_offsets;
+            Some(Tensor {
+                name: name.clone(),
+                dtype: entry.dtype.clone(),
+                shape: entry.shape.clone(),
+                path: PathBuf::from(path),
+                offset: data + start,
+                bytes: end - start,
+            })
+        })
     }
 
     /// Every tensor's name, in alphabetical order.

@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use support::{full, largest_difference, load, repository, workspace};
 use undertone_model::backbone::{backward, embed, embed_backward, forward, forward_for_backward};
 use undertone_model::{
-    Activations, Below, Layout, Model, PeftConfig, PeftKind, Pooling, Source, Targets, Task, Tokens,
-    head_loss_and_gradient, hidden, logits, loss, loss_and_gradient,
+    Activations, Below, Layout, Lower, Model, PeftConfig, PeftKind, Pooling, Source, Targets, Task, Tokens,
+    head_loss_and_gradient, hidden, logits, loss, loss_and_gradient, price,
 };
 
 const FAMILIES: [&str; 2] = ["bert", "llama"];
@@ -133,6 +133,39 @@ fn a_sequence_does_not_see_its_batch() {
             let sequence = &all.ids[pair[0] as usize..pair[1] as usize];
             let alone = logits(&workspace(1), &model, &theta, &Tokens::of(&[sequence])).unwrap();
             assert_eq!(&*alone, together.row(row), "{family}");
+        }
+    }
+}
+
+#[test]
+fn a_lower_part_computes_what_the_whole_does_there_and_holds_no_more() {
+    for family in FAMILIES {
+        for peft in kinds() {
+            let source = Source::Directory(golden(family));
+            let (whole, start) = load(&golden(family), &classification(), &peft);
+            let (theta, tokens, ws) = (moved(&start), tokens(), workspace(1));
+            let below = |model: &Model, blocks| {
+                let x = embed(&ws, model, &theta, &tokens).unwrap();
+                forward(&ws, model, &theta, 0..blocks, x, &tokens.starts, |_, _| {}).unwrap()
+            };
+            for blocks in 0..=whole.spec.layers {
+                let lower = Lower { blocks, head: false };
+                let part = Model::load_lower(&source, &classification(), &peft, Seed(7), lower).unwrap().0;
+                assert_eq!(*below(&part, blocks), *below(&whole, blocks), "{family} {peft:?}");
+                assert!(logits(&ws, &part, &theta, &tokens).is_err(), "it has no head");
+                let layout = Layout::of_part(&whole.spec, &whole.task, &peft, 0..blocks);
+                if blocks < whole.spec.layers {
+                    assert_eq!(part.bytes(), price::weights(&whole.spec, &whole.task, &layout));
+                }
+            }
+            let all = Lower::whole(&whole.spec);
+            let (again, initial) =
+                Model::load_lower(&source, &classification(), &peft, Seed(7), all).unwrap();
+            assert_eq!((again.bytes(), initial), (whole.bytes(), start));
+            assert_eq!(
+                *logits(&ws, &again, &theta, &tokens).unwrap(),
+                *logits(&ws, &whole, &theta, &tokens).unwrap()
+            );
         }
     }
 }

@@ -74,14 +74,7 @@ impl BlobStore {
     /// A content has arrived: check it and keep it. `false` when it is not what its address says; it is
     /// gone then.
     pub fn finish(&self, partial: &Partial) -> Result<bool, StoreError> {
-        if !partial.is_whole()? {
-            partial.forget();
-            return Ok(false);
-        }
-        let path = self.path(&partial.part.address);
-        fs::rename(&partial.path, &path).map_err(StoreError::io(&path))?;
-        files::sync_folder_of(&path)?;
-        Ok(true)
+        partial.settle(&self.path(&partial.part.address))
     }
 
     /// Forget contents that are not in `keep` and were not touched for a while.
@@ -153,6 +146,18 @@ impl Partial {
         });
         hashed.map_err(failed)?;
         Ok(*hash.finalize().as_bytes() == self.part.address.0)
+    }
+
+    /// It has arrived: check it and give it this name. `false` when it is not what its address says; it is
+    /// gone then.
+    pub fn settle(&self, path: &Path) -> Result<bool, StoreError> {
+        if !self.is_whole()? {
+            self.forget();
+            return Ok(false);
+        }
+        fs::rename(&self.path, path).map_err(StoreError::io(path))?;
+        files::sync_folder_of(path)?;
+        Ok(true)
     }
 
     /// All of it, if it is there and is what its address says; a wrong one is gone then.

@@ -2,18 +2,20 @@ use crate::brief::Brief;
 use crate::errors::{Exit, Failure, Outcome};
 use crate::interrupt;
 use crate::memory::PROCESS;
-use crate::prepare::{Holder, Prepared, prepare_for};
-use crate::scenario::{BUILTIN, ModelConfig, Scenario};
+use crate::offer::Fetch;
+use crate::prepare::{Holder, Prepared, prepare_for, task};
+use crate::scenario::{BUILTIN, Scenario};
 use crate::site::{self, files};
 use base::{Node, Seed, units};
 use clap::Args;
 use federation::{Fact, Status};
 use methods::Draws;
+use model::{Lower, Task};
 use net::device::channel::Url;
-use net::device::{self, DeviceConfig, DeviceNews, EnrollError, JoinError, Leave, Patience};
+use net::device::{self, DeviceConfig, DeviceNews, EnrollError, Fetcher, JoinError, Leave, Patience};
 use net::identity::{Card, Wallet};
 use net::protocol::Token;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::thread;
@@ -29,9 +31,10 @@ pub struct Join {
     /// This device's rows: .jsonl .json .csv .tsv, also .zst .gz
     #[arg(long, value_name = "FILE")]
     data: Option<String>,
-    /// The model's directory; must be the server's, file by file [default: the built-in model]
-    #[arg(long, value_name = "DIR", default_value = BUILTIN)]
-    model: String,
+    /// The model's directory; must be the server's, file by file [default: what this device needs of it is
+    /// fetched from the server]
+    #[arg(long, value_name = "DIR")]
+    model: Option<String>,
     /// This device's key and journal; a device that was killed goes on from it
     #[arg(long, value_name = "DIR", default_value = "undertone-device")]
     state: PathBuf,
@@ -74,7 +77,10 @@ impl Join {
         let brief =
             device::brief(&identity, &url, Patience::default(), &mut tell, interrupt).map_err(explain)?;
         let draws = Draws::Own(Seed(wallet.secret()));
-        let prepared = self.prepare(brief.node, draws, &brief.body)?;
+        let mut fetcher = Fetcher::new(&identity, &url, Patience::default()).map_err(explain)?;
+        let mut fetch =
+            |part, path: &Path| fetcher.fetch(part, path, &mut tell, interrupt).map_err(explain);
+        let prepared = self.prepare(brief.node, draws, &brief.body, &mut fetch)?;
         let build = || (prepared.assembly.federation.build)(brief.node);
         let config = DeviceConfig {
             budget: self.budget(&prepared, brief.node),
@@ -134,22 +140,52 @@ impl Join {
         }
     }
 
-    fn prepare(&self, node: Node, draws: Draws, said: &[u8]) -> Result<Prepared, Failure> {
+    fn prepare(
+        &self,
+        node: Node,
+        draws: Draws,
+        said: &[u8],
+        fetch: &mut Fetch,
+    ) -> Result<Prepared, Failure> {
         let (brief, mut scenario) = Brief::open(said)?;
         if node.0 == 0 || node.0 > scenario.fleet.devices {
             return Err(Failure::new(Exit::Failed, format!("the server's scenario has no {node}")));
         }
-        if let Some(model) = &mut scenario.model {
+        let (mut lower, trains) = (None, scenario.entry().trains);
+        if let Some(model) = scenario.model.as_mut().filter(|_| trains) {
             let fleet = scenario.fleet.resolve(Seed(scenario.run.seed));
             let fleet = fleet.map_err(|error| Failure::new(Exit::Failed, error))?;
             let class = &fleet.devices[node.0 as usize - 1].class;
-            brief.check_model(model.number(class), &self.model)?;
+            lower = brief.lower.get(class).copied();
+            let number = model.number(class);
             // Of other devices' models it knows nothing and needs nothing.
-            *model = ModelConfig { path: self.model.clone(), ..model.of_class(class) };
+            *model = model.of_class(class);
+            model.path = self.model_for(&brief, number, (lower, &task(model, &brief.labels)?), fetch)?;
         }
         let rows = self.rows(&scenario)?;
-        let holder = Holder::Device { node, rows, labels: &brief.labels };
+        let holder = Holder::Device { node, rows, labels: &brief.labels, lower };
         prepare_for(holder, draws, scenario, self.threads.map_or(1, usize::from), None)
+    }
+
+    /// The directory of this device's model: its own, or one of what it needs, fetched from the server.
+    fn model_for(
+        &self,
+        brief: &Brief,
+        number: usize,
+        part: (Option<Lower>, &Task),
+        fetch: &mut Fetch,
+    ) -> Result<String, Failure> {
+        match (&self.model, brief.offers.get(number)) {
+            (None, Some(offer)) if !offer.is_empty() => {
+                let folder = offer.fetch(&self.state, part, fetch)?;
+                Ok(folder.to_string_lossy().into_owned())
+            }
+            (model, _) => {
+                let path = model.as_deref().unwrap_or(BUILTIN);
+                brief.check_model(number, path)?;
+                Ok(path.to_owned())
+            }
+        }
     }
 
     /// The file of this device's rows, where the method trains.

@@ -77,9 +77,11 @@ impl Serve {
         log: &mut Log,
         interrupt: &AtomicBool,
     ) -> Result<Ended, Failure> {
+        let (brief, shelf) = Brief::of(prepared)?;
         let config = ServerConfig {
             names: self.name.clone(),
-            brief: serde_json::to_vec(&Brief::of(prepared)?).expect("a brief is plain data"),
+            brief: serde_json::to_vec(&brief).expect("a brief is plain data"),
+            shelf,
             devices: prepared.assembly.federation.devices.len() as u32,
             rounds: prepared.scenario.run.num_server_rounds,
             budget: prepared.assembly.federation.server.memory_bytes,

@@ -69,14 +69,14 @@ pub struct Served<'a> {
     name: String,
     sets: Vec<&'a str>,
     port: u16,
-    /// The directory of each device's model.
-    pub models: [&'static str; DEVICES as usize],
+    /// The directory of each device's model; a device without one fetches what it needs.
+    pub models: [Option<&'static str>; DEVICES as usize],
 }
 
 impl<'a> Served<'a> {
     pub fn new(scratch: &'a Scratch, name: &str, sets: &[&'a str]) -> Served<'a> {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let models = ["model"; DEVICES as usize];
+        let models = [Some("model"); DEVICES as usize];
         let served = Served { scratch, name: name.to_owned(), sets: sets.to_vec(), port, models };
         let out = format!("{name}-shards");
         scratch.undertone(&served.with_sets(&["partition", "tiny.toml", "--out", &out])).assert().success();
@@ -104,7 +104,10 @@ impl<'a> Served<'a> {
             (format!("https://127.0.0.1:{}", self.port), format!("{}-shards/device-{node}", self.name));
         let [token, data, state] = ["token", "data.jsonl", "state"].map(|file| format!("{folder}/{file}"));
         let model = self.models[node as usize - 1];
-        let mut arguments = vec!["join", &url, "--token", &token, "--model", model, "--state", &state];
+        let mut arguments = vec!["join", &url, "--token", &token, "--state", &state];
+        if let Some(model) = model {
+            arguments.extend(["--model", model]);
+        }
         if self.scratch.path().join(&data).exists() {
             arguments.extend(["--data", &data]);
         }
@@ -145,13 +148,46 @@ fn every_method_ends_in_the_simulator_s_weights_over_the_network() {
     let scratch = Scratch::tiny();
     for entry in METHODS {
         let name = format!("method.name={}", entry.name);
-        let served = Served::new(&scratch, entry.name, &[&name]);
+        let mut served = Served::new(&scratch, entry.name, &[&name]);
+        served.models[1..4].fill(None);
         let (mut server, mut devices) = (served.server(), served.devices());
         assert_eq!(server.end(), Some(0), "{}: {}", entry.name, served.log("server"));
         assert_eq!(weights(&served.run()), served.simulated(), "{}", entry.name);
         for (node, device) in (1..).zip(&mut devices) {
             assert_eq!(device.end(), Some(0), "{}: {}", entry.name, served.log(&format!("device-{node}")));
         }
+    }
+}
+
+/// The names of the tensors that a device fetched.
+fn fetched(served: &Served, node: u32) -> Vec<String> {
+    let folder = format!("{}-shards/device-{node}/state/model", served.name);
+    let folder = fs::read_dir(served.scratch.path().join(folder)).unwrap().next().unwrap().unwrap().path();
+    let weights = model::Source::Directory(folder).open().unwrap();
+    weights.names().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_device_fetches_the_layers_it_needs_and_goes_on_after_a_kill() {
+    let scratch = Scratch::tiny();
+    let sets = ["method.name=split-lora", "method.cut=1", "cohort.fraction-train=1.0"];
+    let mut served = Served::new(&scratch, "lower", &sets);
+    served.models.fill(None);
+    let (mut server, mut devices) = (served.server(), served.devices());
+    for turn in 0..8 {
+        thread::sleep(Duration::from_millis(30));
+        devices[turn % 4].kill();
+        devices[turn % 4] = served.device(turn as u32 % 4 + 1, &[]);
+    }
+    assert_eq!(server.end(), Some(0), "{}", served.log("server"));
+    assert_eq!(weights(&served.run()), served.simulated());
+    for (node, device) in (1..).zip(&mut devices) {
+        assert_eq!(device.end(), Some(0), "{}", served.log(&format!("device-{node}")));
+        let log = served.log(&format!("device-{node}"));
+        assert!(log.contains("fetching the embeddings and 1 of the model's 2 blocks"), "{log}");
+        let names = fetched(&served, node);
+        assert!(names.iter().any(|name| name.contains("layer.0.")), "{names:?}");
+        assert!(!names.iter().any(|name| name.contains("layer.1.")), "{names:?}");
     }
 }
 

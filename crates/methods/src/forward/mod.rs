@@ -157,6 +157,7 @@ impl<R: Row> Method for Forward<R> {
             resident_bytes: lab.work.model.bytes() + theta,
             up_bytes: waves * (perturbed + head) + once,
             down_bytes: theta,
+            lower: None,
         }
     }
 

@@ -40,7 +40,7 @@ use crate::schedule::Policy;
 use crate::{Lab, Method, Quote, ServerQuote, Setup, SetupError};
 use base::{Blob, Node};
 use device::{Device, DeviceBench};
-use model::{PeftKind, Task};
+use model::{Lower, PeftKind, Task};
 use seats::{Planner, Seats};
 use serde::{Deserialize, Serialize};
 use server::Server;
@@ -347,6 +347,8 @@ pub struct Split<R> {
     options: Arc<Options>,
     bench: Arc<ServerBench>,
     seats: Seats,
+    /// The most lower blocks that each device may be asked for.
+    reach: BTreeMap<Node, usize>,
     rounds: u32,
     row: PhantomData<R>,
 }
@@ -364,11 +366,14 @@ impl<R: Row> Method for Split<R> {
         let lab = setup.lab()?;
         check(&lab, &options)?;
         seats::check(&options, setup.devices.len())?;
-        let seats = Seats::assign(&Planner::new(&lab, &options, &setup.server), &setup.devices);
+        let planner = Planner::new(&lab, &options, &setup.server);
+        let seats = Seats::assign(&planner, &setup.devices);
+        let reach =
+            setup.devices.iter().map(|member| (member.node, planner.reach(&seats, member))).collect();
         let options = Arc::new(options);
         let bench = ServerBench::new(lab.clone(), options.clone(), R::REGIME, &seats, &setup.server);
         let bench = Arc::new(bench.map_err(|error| SetupError(error.to_string()))?);
-        Ok(Split { lab, options, bench, seats, rounds: setup.plan.rounds, row: PhantomData })
+        Ok(Split { lab, options, bench, seats, reach, rounds: setup.plan.rounds, row: PhantomData })
     }
 
     fn device(&self, node: Node) -> (Device, Arc<DeviceBench>) {
@@ -382,7 +387,10 @@ impl<R: Row> Method for Split<R> {
 
     fn quote(&self, node: Node) -> Quote {
         let at_least = || seats::at_least(&self.options, &self.lab);
-        device::quote(&self.lab, &self.options, node, self.seats.terms(node).unwrap_or_else(at_least))
+        let terms = self.seats.terms(node).unwrap_or_else(at_least);
+        let blocks = self.reach.get(&node).copied().unwrap_or(terms.cut());
+        let lower = Lower { blocks, head: self.options.labels == Labels::Device };
+        Quote { lower: Some(lower), ..device::quote(&self.lab, &self.options, node, terms) }
     }
 
     fn terms(&self, node: Node) -> Option<String> {

@@ -216,6 +216,18 @@ impl<'a> Planner<'a> {
         Ok(fitting.into_iter().map(|terms| (terms, self.turn(&terms, member))).collect())
     }
 
+    /// The most lower blocks that this device may be asked for.
+    pub fn reach(&self, seats: &Seats, member: &Member) -> usize {
+        let seated = seats.terms(member.node).unwrap_or_else(|| at_least(self.options, self.lab)).cut();
+        match self.options.choose {
+            Choose::Once => seated,
+            Choose::EachRound => {
+                let choices = self.choices(member).unwrap_or_default();
+                choices.iter().map(|(terms, _)| terms.cut()).max().unwrap_or(seated)
+            }
+        }
+    }
+
     /// The terms at this cut, if the device's memory holds any: with `choose = "each-round"` the most exact
     /// number format that its link carries in passing, and the highest rank that lengthens its pass little.
     fn at_cut(&self, half: Half, cut: usize, member: &Member) -> Option<Terms> {

@@ -115,6 +115,8 @@ enum Upper {
     One(Model),
     /// Above each device's cut, for that device.
     PerDevice(BTreeMap<Node, Model>),
+    /// This is the process of a device, which has loaded none of them.
+    Elsewhere,
 }
 
 impl ServerBench {
@@ -132,6 +134,7 @@ impl ServerBench {
         };
         let model = &lab.work.model;
         let upper = match regime {
+            _ if model.layers().end < model.spec.layers => Upper::Elsewhere,
             Regime::OneModel | Regime::OneDevice => {
                 let first = seats.terms_of_all().map(|(_, terms)| cut(&terms)).min();
                 Upper::One(model.upper_copy(first.unwrap_or(lowest))?)
@@ -150,6 +153,7 @@ impl ServerBench {
         match &self.upper {
             Upper::One(model) => model,
             Upper::PerDevice(copies) => copies.get(&node).unwrap_or(&self.lab.work.model),
+            Upper::Elsewhere => &self.lab.work.model,
         }
     }
 
@@ -164,6 +168,7 @@ impl ServerBench {
         let models = match &self.upper {
             Upper::One(model) => vec![model.bytes()],
             Upper::PerDevice(copies) => copies.values().map(Model::bytes).collect(),
+            Upper::Elsewhere => Vec::new(),
         };
         ServerQuote {
             models: models.len() as u32,

@@ -3,6 +3,7 @@
 use crate::blobs::Partial;
 use crate::device::DeviceNews;
 use crate::device::channel::{Answer, Channel, ChannelError, Url};
+use crate::device::download::{download, wrong_content};
 use crate::device::persistence::{Patience, Persistence};
 use crate::envelope::{Beside, Envelope, Packed, take};
 use crate::host::Mail;
@@ -209,28 +210,10 @@ impl Courier {
 
     /// A content, from where an earlier attempt was cut off.
     async fn download(&self, channel: &mut Channel, part: Beside) -> Result<Bytes, ChannelError> {
-        let failed = |error: &dyn std::fmt::Display| ChannelError::Answer(error.to_string());
         let partial = Partial::new(self.downloads.join(part.address.to_string()), part);
-        let offset = partial.offset();
-        if offset < part.len {
-            let mut request = plain(Method::GET, &format!("/v1/blobs/{}", part.address));
-            let range = format!("bytes={offset}-").parse().expect("a range is plain text");
-            request.headers_mut().insert("range", range);
-            let answer = channel.request(request, Duration::ZERO).await?;
-            let mut piece = partial.append(offset).map_err(|error| failed(&error))?;
-            let read = answer
-                .each(|bytes| match piece.write(bytes) {
-                    Ok(Ok(())) => Ok(()),
-                    Ok(Err(_)) => Err(ChannelError::Answer("it is longer than was said".to_owned())),
-                    Err(error) => Err(ChannelError::Answer(error.to_string())),
-                })
-                .await;
-            // What came before a cut is kept, and the next attempt goes on from there.
-            piece.keep().map_err(|error| failed(&error))?;
-            read?;
-        }
-        let content = partial.take().map_err(|error| failed(&error))?;
-        content.ok_or_else(|| ChannelError::Answer("the content is not the one of its address".to_owned()))
+        download(channel, part, &partial, u64::MAX).await?;
+        let content = partial.take().map_err(|error| ChannelError::Answer(error.to_string()))?;
+        content.ok_or_else(wrong_content)
     }
 
     // ---- To the server

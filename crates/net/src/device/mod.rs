@@ -2,6 +2,7 @@
 
 pub mod channel;
 mod courier;
+mod download;
 mod enroll;
 mod persistence;
 
@@ -29,6 +30,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
 pub use crate::bench::Leave;
+pub use download::Fetcher;
 pub use enroll::{EnrollError, enroll};
 pub use persistence::{Patience, Persistence};
 
@@ -121,11 +123,21 @@ pub fn brief(
     interrupt: &AtomicBool,
 ) -> Result<Brief, JoinError> {
     let runtime = single()?;
-    let mut persistence = Persistence::new(patience, identity.card.node);
     let mut channel = Channel::new(url.clone(), identity.tls.clone(), patience.stall);
+    persevere((patience, identity.card.node), news, interrupt, || runtime.block_on(ask(&mut channel)))
+}
+
+/// Attempt something until it succeeds, cannot ever, or `interrupt` is set.
+fn persevere<T>(
+    (patience, node): (Patience, Node),
+    news: &mut dyn FnMut(DeviceNews),
+    interrupt: &AtomicBool,
+    mut attempt: impl FnMut() -> Result<T, ChannelError>,
+) -> Result<T, JoinError> {
+    let mut persistence = Persistence::new(patience, node);
     while !interrupt.load(Ordering::Relaxed) {
-        match runtime.block_on(ask(&mut channel)) {
-            Ok(brief) => return Ok(brief),
+        match attempt() {
+            Ok(done) => return Ok(done),
             Err(error) if is_expired(&error) => return Err(JoinError::Expired),
             Err(error) if error.is_final() => return Err(JoinError::Excluded(error)),
             Err(error) => {

@@ -7,11 +7,14 @@ use crate::protocol::{Address, CHUNK_BYTES, LENGTH, OFFSET, PART_BYTES};
 use crate::server::body;
 use crate::server::desk::{Desk, Device};
 use crate::server::refusal::Refusal;
+use crate::server::shelf::Place;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base::Node;
+use bytes::Bytes;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Contents that may be arriving from one device at once; of more, those left longest are forgotten.
@@ -95,7 +98,35 @@ async fn receive(mut piece: Piece, body: Body) -> Result<(Piece, Address, u64), 
     Ok((piece, Address(*hash.finalize().as_bytes()), came))
 }
 
-/// `GET /v1/blobs/{address}`: a content that a message for this device names.
+/// A content to send.
+enum Content {
+    /// Of a message.
+    Waiting(Bytes),
+    /// Of the model.
+    Shelved(Place),
+}
+
+impl Content {
+    fn len(&self) -> u64 {
+        match self {
+            Content::Waiting(bytes) => bytes.len() as u64,
+            Content::Shelved(place) => place.len,
+        }
+    }
+
+    fn send(self, span: Range<u64>) -> Result<Body, Refusal> {
+        match self {
+            Content::Waiting(bytes) => Ok(Body::from(bytes.slice(span.start as usize..span.end as usize))),
+            Content::Shelved(place) => place.stream(span).map_err(|error| {
+                tracing::error!(path = %place.path.display(), %error, "a file of the model cannot be read");
+                let reason = "the server cannot read its model any more; its operator was told";
+                Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "unreadable", reason).after(60)
+            }),
+        }
+    }
+}
+
+/// `GET /v1/blobs/{address}`: a content that a message for this device names, or a piece of the model.
 pub async fn download(
     State(desk): State<Arc<Desk>>,
     Device(device): Device,
@@ -104,10 +135,13 @@ pub async fn download(
 ) -> Result<Response, Refusal> {
     let address = parse(&address)?;
     let missing = || {
-        let reason = "no message that waits for this device names that content";
+        let reason =
+            "no message that waits for this device names that content, and it is no piece of the model";
         Refusal::new(StatusCode::NOT_FOUND, "no-such-content", reason)
     };
-    let content = desk.outbox.content(device.node, address).ok_or_else(missing)?;
+    let shelved = || desk.shelf.get(&address).cloned().map(Content::Shelved);
+    let waiting = desk.outbox.content(device.node, address).map(Content::Waiting);
+    let content = waiting.or_else(shelved).ok_or_else(missing)?;
     let etag = format!("\"{address}\"");
     let known = headers.get(header::IF_NONE_MATCH).is_some_and(|tag| tag.as_bytes() == etag.as_bytes());
     let common = [(header::ETAG, etag), (header::ACCEPT_RANGES, "bytes".to_owned())];
@@ -115,26 +149,30 @@ pub async fn download(
         return Ok((StatusCode::NOT_MODIFIED, common).into_response());
     }
     let total = content.len();
-    let Some(range) = headers.get(header::RANGE) else {
-        desk.meters.download_bytes.add(total as u64);
-        return Ok((common, content).into_response());
+    let asked =
+        headers.get(header::RANGE).map(|range| range.to_str().ok().and_then(|range| span(range, total)));
+    let (status, span) = match asked {
+        None => (StatusCode::OK, 0..total),
+        Some(Some(span)) => (StatusCode::PARTIAL_CONTENT, span),
+        Some(None) => {
+            let whole = [(header::CONTENT_RANGE, format!("bytes */{total}"))];
+            return Ok((StatusCode::RANGE_NOT_SATISFIABLE, whole).into_response());
+        }
     };
-    let Some((first, last)) = range.to_str().ok().and_then(|range| span(range, total)) else {
-        let whole = [(header::CONTENT_RANGE, format!("bytes */{total}"))];
-        return Ok((StatusCode::RANGE_NOT_SATISFIABLE, whole).into_response());
-    };
-    desk.meters.download_bytes.add((last - first + 1) as u64);
-    let range = [(header::CONTENT_RANGE, format!("bytes {first}-{last}/{total}"))];
-    Ok((StatusCode::PARTIAL_CONTENT, common, range, content.slice(first..=last)).into_response())
+    let length = [(header::CONTENT_LENGTH, (span.end - span.start).to_string())];
+    let range = format!("bytes {}-{}/{total}", span.start, span.end.saturating_sub(1));
+    let range = (status == StatusCode::PARTIAL_CONTENT).then_some([(header::CONTENT_RANGE, range)]);
+    desk.meters.download_bytes.add(span.end - span.start);
+    Ok((status, common, length, range, content.send(span)?).into_response())
 }
 
-/// The first and last byte of a range header that asks for one range.
-fn span(range: &str, total: usize) -> Option<(usize, usize)> {
+/// The bytes that a range header with one range asks for.
+fn span(range: &str, total: u64) -> Option<Range<u64>> {
     let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
-    let first: usize = first.parse().ok()?;
+    let first: u64 = first.parse().ok()?;
     let last = if last.is_empty() { total.checked_sub(1)? } else { last.parse().ok()? };
     let last = last.min(total.checked_sub(1)?);
-    (first <= last).then_some((first, last))
+    (first <= last).then_some(first..last + 1)
 }
 
 fn sender(node: Node) -> String {
@@ -176,9 +214,9 @@ mod tests {
 
     #[test]
     fn ranges_are_those_of_the_content() {
-        assert_eq!(span("bytes=0-", 10), Some((0, 9)));
-        assert_eq!(span("bytes=3-5", 10), Some((3, 5)));
-        assert_eq!(span("bytes=3-99", 10), Some((3, 9)));
+        assert_eq!(span("bytes=0-", 10), Some(0..10));
+        assert_eq!(span("bytes=3-5", 10), Some(3..6));
+        assert_eq!(span("bytes=3-99", 10), Some(3..10));
         for wrong in
             ["bytes=10-", "bytes=5-3", "bytes=-5", "bytes=0-1,3-4", "lines=0-1", "bytes=", "bytes=0-0"]
         {

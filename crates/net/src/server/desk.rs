@@ -10,6 +10,7 @@ use crate::registry::{Certificate, Registry, unix_now};
 use crate::server::meters::Meters;
 use crate::server::outbox::Outbox;
 use crate::server::refusal::Refusal;
+use crate::server::shelf::Shelf;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
@@ -33,6 +34,8 @@ pub struct Desk {
     pub meters: Meters,
     /// What devices are told about the run.
     pub brief: Vec<u8>,
+    /// The pieces of the model.
+    pub shelf: Shelf,
     /// How long a poll is held open.
     pub wait: Duration,
     /// How long a certificate is good for.
@@ -55,6 +58,7 @@ pub struct Fittings {
     pub blobs: BlobStore,
     pub clock: Clock,
     pub brief: Vec<u8>,
+    pub shelf: Shelf,
     pub wait: Duration,
     pub lifetime: Duration,
     pub registry: Registry,
@@ -93,7 +97,8 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Desk {
     pub fn new(fittings: Fittings) -> Desk {
-        let Fittings { mail, outbox, board, authority, blobs, clock, brief, wait, lifetime, .. } = fittings;
+        let Fittings { mail, outbox, board, authority, blobs, clock, brief, shelf, wait, lifetime, .. } =
+            fittings;
         Desk {
             mail,
             outbox,
@@ -103,6 +108,7 @@ impl Desk {
             clock,
             meters: Meters::default(),
             brief,
+            shelf,
             wait,
             lifetime,
             registry: Mutex::new(fittings.registry),

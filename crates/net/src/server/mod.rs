@@ -9,6 +9,7 @@ mod message_routes;
 mod meters;
 mod outbox;
 mod refusal;
+mod shelf;
 
 use crate::authority::{Authority, IdentityError, LIFETIME};
 use crate::blobs::BlobStore;
@@ -43,6 +44,7 @@ use tokio_rustls::TlsAcceptor;
 
 pub use message_routes::CURSOR;
 pub use outbox::Cursor;
+pub use shelf::{Place, Shelf};
 
 /// How a run is served.
 pub struct ServerConfig {
@@ -53,6 +55,8 @@ pub struct ServerConfig {
     pub names: Vec<String>,
     /// What devices are told about the run, as JSON.
     pub brief: Vec<u8>,
+    /// The model's pieces, for devices that have not got them.
+    pub shelf: Shelf,
     pub devices: u32,
     pub rounds: u32,
     /// Memory that the server's jobs may take.
@@ -70,6 +74,7 @@ impl ServerConfig {
             listen,
             names: Vec::new(),
             brief: b"{}".to_vec(),
+            shelf: Shelf::default(),
             devices: 0,
             rounds: 0,
             budget: u64::MAX,
@@ -208,6 +213,7 @@ impl Running {
             blobs: BlobStore::open(&config.folder)?,
             clock,
             brief: config.brief,
+            shelf: config.shelf,
             wait: config.wait,
             lifetime: config.lifetime,
             registry: Registry::open(&config.folder)?,

@@ -1,10 +1,15 @@
 //! Runs without faults, and runs whose processes end and begin again.
 
 use crate::proxy::{self, Faults};
-use crate::stage::{Dummy, Stage, count, url};
+use crate::stage::{Dummy, Stage, brisk, count, url};
 use base::Seed;
 use federation::{Fact, Status};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use undertone_net::device::{DeviceNews, Fetcher, JoinError};
+use undertone_net::envelope::Beside;
+use undertone_net::protocol::Address;
+use undertone_net::server::Place;
 
 #[test]
 fn every_device_is_counted_in_every_round() {
@@ -101,6 +106,58 @@ fn uploads_and_downloads_go_on_after_every_cut() {
     let rested = server.actor.end().unwrap();
     assert_eq!(stage.outcome(&rested), (Some(Status::Completed), vec![2.0]));
     device.interrupt().unwrap();
+}
+
+#[test]
+fn pieces_of_a_file_are_fetched_after_every_cut_and_only_as_they_were_offered() {
+    let stage = Stage::new(Dummy::new(1, 1));
+    let path = stage.scratch.path().join("weights");
+    let mut content: Vec<u8> =
+        (0..6_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    std::fs::write(&path, &content).unwrap();
+    let place = |offset, len| Place { path: path.clone(), offset, len };
+    let places = [place(0, 10), place(10, 5_000_000), place(5_000_010, 999_990)];
+    let offered = places.map(|place| (place.address().unwrap(), place));
+    let mut config = stage.config("127.0.0.1:0".parse().unwrap());
+    config.shelf = offered.iter().cloned().collect();
+    let server = stage.serve_with(config);
+    let faults = Faults { cut_after: 700_000, ..Faults::default() };
+    let (behind, _) = proxy::start(server.address, faults, Seed(4));
+    let wallet = stage.enroll(1, &server.url());
+    let identity = wallet.identity(wallet.card().unwrap().unwrap()).unwrap();
+    let mut fetcher = Fetcher::new(&identity, &url(behind), brisk()).unwrap();
+    let go_on = AtomicBool::new(false);
+    let to = stage.scratch.path().join("piece");
+    for (address, place) in &offered {
+        let part = Beside { address: *address, len: place.len };
+        fetcher.fetch(part, &to, &mut |_| {}, &go_on).unwrap();
+        let (begin, end) = (place.offset as usize, (place.offset + place.len) as usize);
+        assert!(std::fs::read(&to).unwrap() == content[begin..end], "{place:?}");
+        std::fs::remove_file(&to).unwrap();
+    }
+    // The file is not what it was any more: nothing of it gets the piece's name.
+    content[20] ^= 1;
+    std::fs::write(&path, &content).unwrap();
+    let (address, place) = &offered[1];
+    let stop = AtomicBool::new(false);
+    let mut refused = 0;
+    let mut news = |news: DeviceNews| {
+        if let DeviceNews::Trouble { what, .. } = news
+            && what.contains("not the one of its address")
+        {
+            refused += 1;
+            stop.store(true, Ordering::SeqCst);
+        }
+    };
+    let part = Beside { address: *address, len: place.len };
+    let fetched = fetcher.fetch(part, &to, &mut news, &stop);
+    assert!(matches!(fetched, Err(JoinError::Interrupted)), "{fetched:?}");
+    assert!(refused == 1 && !to.exists());
+    // What was never offered is nobody's.
+    let unknown = Beside { address: Address::of(b"nothing"), len: 7 };
+    let fetched = fetcher.fetch(unknown, &to, &mut |_| {}, &go_on);
+    assert!(matches!(fetched, Err(JoinError::Excluded(_))), "{fetched:?}");
+    server.actor.interrupt().unwrap();
 }
 
 #[test]
