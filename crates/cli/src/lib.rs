@@ -1,6 +1,6 @@
 //! The `undertone` command: scenarios in, runs out.
 
-mod brief;
+pub mod brief;
 mod builtin;
 pub mod commands;
 mod conduct;

@@ -19,6 +19,8 @@ const CONFIG: &str = "config.json";
 const FILES: [&str; 5] =
     [CONFIG, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
 const WEIGHTS: &str = "model.safetensors";
+/// No model of a device is larger, and sums of sizes stay far from overflow.
+const MOST_BYTES: u64 = 1 << 48;
 
 /// What a model is made of; nothing for the built-in one, which every device has.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,7 +115,11 @@ impl Offer {
         let needed = needed.tensors(&spec, task, &names);
         let tensors = needed.into_iter().filter_map(|name| self.tensors.get_key_value(name));
         let tensors: Chosen = tensors.map(|(name, tensor)| (name.as_str(), tensor)).collect();
-        let bytes = tensors.values().map(|tensor| tensor.content.bytes).sum();
+        let mut sizes = tensors.values().map(|tensor| tensor.content.bytes);
+        let bytes = sizes.try_fold(0u64, u64::checked_add).filter(|bytes| *bytes <= MOST_BYTES);
+        let bytes = bytes.ok_or_else(|| {
+            Failure::new(Exit::Failed, format!("the server's model is larger than {MOST_BYTES} bytes"))
+        })?;
         let what = lower.map_or_else(|| "the model".to_owned(), |lower| described(lower, &spec));
         eprintln!("fetching {what} from the server: {}", units::bytes(bytes));
         assemble(&tensors, &folder.join(WEIGHTS), fetch)?;
@@ -133,14 +139,18 @@ fn described(lower: Lower, spec: &Spec) -> String {
 }
 
 impl Content {
+    /// Its address. What the server said for one is no name of a file before it was read as an address.
+    fn address(&self) -> Result<Address, Failure> {
+        let address = Address::parse(&self.address);
+        address.ok_or_else(|| Failure::new(Exit::Failed, "the server's model has a wrong address"))
+    }
+
     /// Fetch it into a file, unless it is there.
     fn bring(&self, path: &Path, fetch: &mut Fetch) -> Result<(), Failure> {
+        let address = self.address()?;
         if path.is_file() {
             return Ok(());
         }
-        let address = Address::parse(&self.address);
-        let address =
-            address.ok_or_else(|| Failure::new(Exit::Failed, "the server's model has a wrong address"))?;
         fetch(Beside { address, len: self.bytes }, path)
     }
 }
@@ -162,7 +172,7 @@ fn assemble(tensors: &Chosen, path: &Path, fetch: &mut Fetch) -> Result<(), Fail
         let begin = end;
         end += tensor.content.bytes;
         if there < end {
-            let piece = path.with_file_name(&tensor.content.address);
+            let piece = path.with_file_name(tensor.content.address()?.to_string());
             tensor.content.bring(&piece, fetch)?;
             append(&mut file, begin, &piece).map_err(failed())?;
         }

@@ -3,7 +3,7 @@
 use tokenizers::Encoding;
 
 use crate::example::{Example, Input, Label};
-use crate::tokenizer::{Tokenizer, TokenizerError};
+use crate::tokenizer::{Tokenizer, TokenizerError, guarded};
 
 /// What a row asks the model to learn.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -99,8 +99,7 @@ impl Tokenizer {
     }
 
     fn body(&self, text: &str, line: u64) -> Result<Encoding, TokenizerError> {
-        self.inner
-            .encode(text, false)
+        guarded(|| self.inner.encode(text, false))
             .map_err(|what| TokenizerError::Encode { line, what: what.to_string() })
     }
 

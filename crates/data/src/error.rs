@@ -36,7 +36,7 @@ pub enum DataError {
     Empty { path: PathBuf },
     #[error("{at}: longer than {limit} bytes; is the file damaged, or a quote left open?")]
     LineTooLong { at: At, limit: u64 },
-    #[error("{}: unpacks to more than {limit} bytes; split the file", path.display())]
+    #[error("{}: unpacks to more than {limit} bytes; split the file, or unpack it first if it is right", path.display())]
     TooLarge { path: PathBuf, limit: u64 },
     #[error("{at}: not valid UTF-8; convert the file to UTF-8")]
     Utf8 { at: At },

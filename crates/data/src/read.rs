@@ -1,8 +1,12 @@
 //! Reading a file of rows into a [`Dataset`].
 
-use std::io::{self, Read};
+use std::cell::Cell;
+use std::fmt;
+use std::io;
 use std::path::Path;
+use std::rc::Rc;
 
+use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 use serde_json::Value;
 
 use crate::columns::{Columns, Row, Shape, cell, wrong_type};
@@ -25,6 +29,7 @@ pub fn read(path: &Path, columns: &Columns) -> Result<Dataset, DataError> {
 /// As [`read`].
 pub fn read_within(path: &Path, columns: &Columns, limits: Limits) -> Result<Dataset, DataError> {
     let (format, mut gauge) = open(path, limits)?;
+    let limits = gauge.limits;
     let untyped = matches!(format, Format::Separated(_));
     let mut rows = Rows { path, limits, columns, untyped, plan: None, examples: Vec::new() };
     match format {
@@ -98,23 +103,18 @@ impl Rows<'_> {
     }
 
     fn json_array(&mut self, mut gauge: Gauge) -> Result<(), DataError> {
-        let mut bytes = Vec::new();
-        // An array is one record: only the limit on the whole file binds it, not that on lines.
-        let mark = gauge.mark();
-        let mut chunk = vec![0; 64 << 10];
-        loop {
-            mark.set(0);
-            let read = gauge.read(&mut chunk);
-            let count = self.io(1, read)?;
-            if count == 0 {
-                break;
-            }
-            bytes.extend_from_slice(&chunk[..count]);
+        let skipped = gauge.skip_byte_order_mark();
+        self.io(1, skipped)?;
+        let (mark, mut wrong) = (gauge.mark(), None);
+        let mut file = serde_json::Deserializer::from_reader(gauge);
+        let array = Array { rows: self, mark, wrong: &mut wrong };
+        let read = file.deserialize_seq(array).and_then(|()| file.end());
+        if let Some(wrong) = wrong {
+            return Err(wrong);
         }
-        let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes);
-        let rows: Vec<Value> = serde_json::from_slice(bytes)
-            .map_err(|error| self.not_json(error.line().try_into().unwrap_or(u64::MAX), &error))?;
-        rows.into_iter().zip(1..).try_for_each(|(row, number)| self.push_value(row, number))
+        let Err(error) = read else { return Ok(()) };
+        let line = error.line().try_into().unwrap_or(u64::MAX);
+        if error.is_io() { self.io(line, Err(error.into())) } else { Err(self.not_json(line, &error)) }
     }
 
     fn not_json(&self, line: u64, error: &serde_json::Error) -> DataError {
@@ -201,6 +201,35 @@ impl Rows<'_> {
             client: optional(&self.columns.client, "client"),
             labels: Labels::new(self.columns, self.untyped),
         })
+    }
+}
+
+/// Takes the rows of a JSON array in as they come, so that one is in memory at a time.
+struct Array<'a, 'b> {
+    rows: &'a mut Rows<'b>,
+    mark: Rc<Cell<u64>>,
+    /// What is wrong with a row, for which serde has no place.
+    wrong: &'a mut Option<DataError>,
+}
+
+impl<'de> Visitor<'de> for Array<'_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of rows")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        let mut number = 0;
+        while let Some(row) = list.next_element::<Value>()? {
+            number += 1;
+            self.mark.set(0);
+            if let Err(error) = self.rows.push_value(row, number) {
+                *self.wrong = Some(error);
+                return Err(A::Error::custom("a row that is no good"));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -29,14 +29,20 @@ enum Compression {
 pub struct Limits {
     /// Most bytes of one line or record.
     pub line: u64,
-    /// Most bytes of the whole file, unpacked.
+    /// Most bytes of the whole file, unpacked. A packed file may come to [`INFLATION`] times its own size at
+    /// most, and to [`ALLOWANCE`] beside that.
     pub total: u64,
 }
 
+/// No text of any use is packed as small as this.
+pub const INFLATION: u64 = 200;
+/// Bytes that any packed file may come to.
+pub const ALLOWANCE: u64 = 4 << 20;
+
 impl Default for Limits {
-    /// 64 MiB a line, 16 GiB a file.
+    /// 16 MiB a line, 16 GiB a file.
     fn default() -> Limits {
-        Limits { line: 64 << 20, total: 16 << 30 }
+        Limits { line: 16 << 20, total: 16 << 30 }
     }
 }
 
@@ -60,9 +66,13 @@ fn kind(path: &Path) -> Result<(Format, Compression), DataError> {
 }
 
 /// Open `path` for reading rows.
-pub(crate) fn open(path: &Path, limits: Limits) -> Result<(Format, Gauge), DataError> {
+pub(crate) fn open(path: &Path, mut limits: Limits) -> Result<(Format, Gauge), DataError> {
     let (format, compression) = kind(path)?;
     let file = File::open(path).map_err(|error| cannot_open(path, error))?;
+    if compression != Compression::None {
+        let packed = file.metadata().map_err(|error| cannot_open(path, error))?.len();
+        limits.total = limits.total.min(packed.saturating_mul(INFLATION).saturating_add(ALLOWANCE));
+    }
     let read: Box<dyn Read> = match compression {
         Compression::None => Box::new(file),
         Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(file)),
@@ -77,10 +87,13 @@ pub(crate) fn open(path: &Path, limits: Limits) -> Result<(Format, Gauge), DataE
 /// counts what it handed out since [`Gauge::mark`] was last reset.
 pub(crate) struct Gauge {
     inner: BufReader<Box<dyn Read>>,
-    limits: Limits,
+    pub(crate) limits: Limits,
     total: u64,
     since_mark: Rc<Cell<u64>>,
 }
+
+/// A byte order mark.
+const MARK: &[u8] = b"\xEF\xBB\xBF";
 
 /// Why a [`Gauge`] stopped; travels inside an [`io::Error`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -135,8 +148,16 @@ impl Gauge {
     /// The first byte that is not white space or a byte order mark, without consuming it.
     pub(crate) fn peek(&mut self) -> io::Result<Option<u8>> {
         let buffer = self.inner.fill_buf()?;
-        let text = buffer.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(buffer);
+        let text = buffer.strip_prefix(MARK).unwrap_or(buffer);
         Ok(text.iter().copied().find(|byte| !byte.is_ascii_whitespace()))
+    }
+
+    /// Go past a byte order mark, if the file begins with one.
+    pub(crate) fn skip_byte_order_mark(&mut self) -> io::Result<()> {
+        if self.inner.fill_buf()?.starts_with(MARK) {
+            self.inner.consume(MARK.len());
+        }
+        Ok(())
     }
 }
 

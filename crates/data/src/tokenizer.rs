@@ -1,5 +1,6 @@
 //! A model's tokenizer, with the special tokens its files ask for.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -79,7 +80,7 @@ impl Tokenizer {
 
     fn assemble(tokenizer: &[u8], config: &Config) -> Result<Tokenizer, TokenizerError> {
         let malformed = |what: tokenizers::Error| parse_error("tokenizer.json", what.to_string());
-        let mut inner = tokenizers::Tokenizer::from_bytes(tokenizer).map_err(malformed)?;
+        let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(tokenizer)).map_err(malformed)?;
         // Files saved with fixed padding or truncation would override max_seq_length.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(malformed)?;
@@ -100,8 +101,8 @@ impl Tokenizer {
             bos: bos.zip(flag(config, "add_bos_token")),
             eos: eos.zip(flag(config, "add_eos_token")),
         };
-        let single = ends.around(&inner.encode("a", true).map_err(malformed)?)?;
-        let pair = ends.around(&inner.encode(("a", "a"), true).map_err(malformed)?)?;
+        let single = ends.around(&guarded(|| inner.encode("a", true)).map_err(malformed)?)?;
+        let pair = ends.around(&guarded(|| inner.encode(("a", "a"), true)).map_err(malformed)?)?;
         Ok(Tokenizer { inner, single, pair, bos, eos, chat })
     }
 
@@ -125,10 +126,16 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
-        self.inner
-            .decode(ids, true)
+        guarded(|| self.inner.decode(ids, true))
             .map_err(|what| TokenizerError::Encode { line: 0, what: what.to_string() })
     }
+}
+
+/// The library panics at some files (a decoder without its fields, say) where it could tell what is wrong.
+pub(crate) fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+    let failed =
+        |_| Err("the tokenizer library fails on this file; save it again with save_pretrained".into());
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(failed)
 }
 
 /// The tokens that begin and end a text, with whether `tokenizer_config.json` wants them: it wins over

@@ -199,6 +199,11 @@ fn a_small_file_cannot_fill_the_memory() {
         let error = read_within(&path, &columns, limits).unwrap_err();
         assert!(matches!(error, DataError::TooLarge { limit: 100_000, .. }), "{name}: {error}");
     }
+    // Without limits of one's own, what is packed may come to so many times its size.
+    let packed = zstd::encode_all("x\n".repeat(4 << 20).as_bytes(), 3).unwrap();
+    let error = read(&write(&folder, "c.csv.zst", &packed), &columns).unwrap_err();
+    let most = 200 * packed.len() as u64 + (4 << 20);
+    assert!(matches!(error, DataError::TooLarge { limit, .. } if limit == most), "{error}");
 }
 
 proptest! {

@@ -52,7 +52,7 @@ impl Model {
         seed: Seed,
         layers: Range<usize>,
     ) -> Result<(Model, Vec<f32>), LoadError> {
-        let spec = Spec::from_config(&source.config()?)?;
+        let spec = checked(source, task, peft)?;
         let Range { start, end } = layers;
         if start > end || end > spec.layers {
             return Err(LoadError::Layers { start, end, layers: spec.layers });
@@ -71,7 +71,7 @@ impl Model {
         seed: Seed,
         lower: Lower,
     ) -> Result<(Model, Vec<f32>), LoadError> {
-        let spec = Spec::from_config(&source.config()?)?;
+        let spec = checked(source, task, peft)?;
         let Lower { blocks, head } = lower;
         if blocks > spec.layers {
             return Err(LoadError::Layers { start: 0, end: blocks, layers: spec.layers });
@@ -80,6 +80,14 @@ impl Model {
         let held = Held { embedding: true, layers: 0..blocks, head };
         load(source, spec, (task, peft), layout, held, seed)
     }
+}
+
+/// What a model is made of, once it suits the task and what is to be trained.
+fn checked(source: &Source, task: &Task, peft: &PeftConfig) -> Result<Spec, LoadError> {
+    let spec = Spec::from_config(&source.config()?)?;
+    task.check(&spec)?;
+    peft.check(&spec, task)?;
+    Ok(spec)
 }
 
 /// What is loaded of a model.
@@ -97,12 +105,12 @@ fn load(
     held: Held,
     seed: Seed,
 ) -> Result<(Model, Vec<f32>), LoadError> {
-    task.check(&spec)?;
-    peft.check(&spec, task)?;
     let modules = spec.modules(task, layout.layers.clone());
-    let theta = initial(&layout, seed);
-    let weights = source.open()?;
+    let (weights, theta) = (source.open()?, Vec::new());
     let mut loader = Loader { spec: &spec, peft, layout: &layout, modules, weights, theta };
+    // Only what the file bears out is made room for: a configuration can claim any size.
+    loader.expect_all(&held)?;
+    loader.theta = initial(&layout, seed);
     let tied = if held.head { loader.tied(task)? } else { None };
     let embedding = held.embedding.then(|| loader.embedding(tied.as_ref())).transpose()?;
     let rope = spec
@@ -159,6 +167,27 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
+    /// An error unless the file has every parameter that is held, in the shapes that the configuration says.
+    fn expect_all(&self, held: &Held) -> Result<(), LoadError> {
+        let is_held = |module: &&Module| match module.place {
+            Place::Embedding => held.embedding,
+            Place::Block(layer) => held.layers.contains(&layer),
+            Place::Last => held.head && module.role != Role::Classifier,
+        };
+        for module in self.modules.iter().filter(is_held) {
+            let (shape, bias) = match module.shape {
+                Shape::Linear { out, width_in, bias } => (vec![out, width_in], bias.then_some(out)),
+                Shape::Norm { width, bias } => (vec![width], bias.then_some(width)),
+                Shape::Table { rows, width } => (vec![rows, width], None),
+            };
+            self.weights.expect(&self.stored(&module.name, "weight"), &shape)?;
+            if let Some(width) = bias {
+                self.weights.expect(&self.stored(&module.name, "bias"), &[width])?;
+            }
+        }
+        Ok(())
+    }
+
     fn embedding(&mut self, tied: Option<&Tied>) -> Result<Embedding, LoadError> {
         let words = match tied {
             Some(Tied::Frozen(linear)) => Words::Tied(linear.clone()),
@@ -347,8 +376,7 @@ impl Loader<'_> {
 
     /// Read a parameter of the checkpoint: into `theta` where it is trained.
     fn values(&mut self, module: &str, parameter: &str, shape: &[usize]) -> Result<Values, LoadError> {
-        let stored = stored_name(self.spec, module, parameter, &|name| self.weights.contains(name));
-        let values = self.weights.read(&stored, shape)?;
+        let values = self.weights.read(&self.stored(module, parameter), shape)?;
         match self.range(module, parameter) {
             Some(range) => {
                 self.theta[range.clone()].copy_from_slice(&values);
@@ -356,6 +384,11 @@ impl Loader<'_> {
             }
             None => Ok(Values::Frozen(values)),
         }
+    }
+
+    /// The name under which the file has a parameter.
+    fn stored(&self, module: &str, parameter: &str) -> String {
+        stored_name(self.spec, module, parameter, &|name| self.weights.contains(name))
     }
 
     /// A parameter of the head, which no checkpoint has.

@@ -84,6 +84,9 @@ pub(crate) struct Rank {
     pub scale: f32,
 }
 
+/// Times the width of what a bottleneck is put around.
+const WIDEST_BOTTLENECK: usize = 16;
+
 fn default_rank() -> usize {
     8
 }
@@ -152,6 +155,23 @@ impl PeftConfig {
         }
         if self.r == 0 || self.bottleneck_size == 0 || self.rank_pattern.values().any(|r| *r == 0) {
             return fails("r, rank_pattern and bottleneck_size must be at least 1".into());
+        }
+        for module in &modules {
+            let Shape::Linear { out, width_in, .. } = module.shape else { continue };
+            // LoRA-XS has singular vectors of the weight for its core, and no more than there are.
+            let ranks = [(self.rank(module), out.max(width_in)), (self.core(module), out.min(width_in))];
+            let too_high = |(rank, most): &(Option<Rank>, usize)| rank.is_some_and(|rank| rank.r > *most);
+            if let Some((_, most)) = ranks.iter().find(|rank| too_high(rank)) {
+                return fails(format!(
+                    "the rank at {} is above {most}, the size of its weight",
+                    module.name
+                ));
+            }
+            let most = WIDEST_BOTTLENECK * out.max(width_in);
+            if self.bottleneck(module).is_some_and(|size| size > most) {
+                let size = self.bottleneck_size;
+                return fails(format!("bottleneck_size = {size} is above {most} and no bottleneck"));
+            }
         }
         if !self.lora_alpha.is_finite() || self.alpha_pattern.values().any(|alpha| !alpha.is_finite()) {
             return fails("lora_alpha must be a finite number".into());

@@ -6,8 +6,10 @@
 use crate::error::LoadError;
 use half::{bf16, f16};
 use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -186,8 +188,8 @@ impl Weights {
         self.index.get(name).map(|(_, entry)| entry.shape.as_slice())
     }
 
-    /// Read a tensor of exactly that shape as f32.
-    pub fn read(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
+    /// A tensor of exactly that shape, in a number format that is read: in which file, and how it is read.
+    fn find(&self, name: &str, shape: &[usize]) -> Result<(usize, &Entry, Convert), LoadError> {
         let Some((number, entry)) = self.index.get(name) else {
             let file = self.files.first().map_or_else(String::new, |file| file.name.clone());
             return Err(LoadError::MissingTensor { file, name: name.to_owned() });
@@ -198,10 +200,22 @@ impl Weights {
         }
         let convert = converter(&entry.dtype)
             .ok_or_else(|| LoadError::Dtype { name: name.to_owned(), dtype: entry.dtype.clone() })?;
+        Ok((*number, entry, convert))
+    }
+
+    /// An error unless [`Weights::read`] has a tensor of that shape to read.
+    pub(crate) fn expect(&self, name: &str, shape: &[usize]) -> Result<(), LoadError> {
+        self.find(name, shape).map(drop)
+    }
+
+    /// Read a tensor of exactly that shape as f32.
+    pub fn read(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
+        let (number, entry, convert) = self.find(name, shape)?;
+        let entry = entry.clone();
         let step = width(&entry.dtype).unwrap_or(4);
         self.hash.update(name.as_bytes()).update(entry.dtype.as_bytes());
         let count = shape.iter().product();
-        let file = &mut self.files[*number];
+        let file = &mut self.files[number];
         let mut values = Vec::with_capacity(count);
         let mut chunk = vec![0; CHUNK * step];
         let mut at = file.data + entry.data_offsets.0;
@@ -248,15 +262,12 @@ impl Container {
     }
 }
 
-/// The tensors of a header before `data` bytes of tensors.
+/// The tensors of a header before `data` bytes of tensors, which they fill one after another.
 fn parse(header: &[u8], data: u64) -> Result<BTreeMap<String, Entry>, String> {
-    let mut raw: BTreeMap<String, serde_json::Value> = serde_json::from_slice(header)
-        .map_err(|error| format!("its header is no JSON object ({error})"))?;
-    raw.remove("__metadata__");
-    let mut entries = BTreeMap::new();
-    for (name, value) in raw {
-        let entry: Entry =
-            serde_json::from_value(value).map_err(|error| format!("tensor \"{name}\": {error}"))?;
+    let Header(entries) = serde_json::from_slice(header)
+        .map_err(|error| format!("its header is no list of tensors ({error})"))?;
+    let mut spans = Vec::with_capacity(entries.len());
+    for (name, entry) in &entries {
         let (start, end) = entry.data_offsets;
         if start > end || end > data {
             return Err(format!("tensor \"{name}\" claims the bytes {start}..{end} of {data}"));
@@ -269,9 +280,57 @@ fn parse(header: &[u8], data: u64) -> Result<BTreeMap<String, Entry>, String> {
             let (shape, bytes) = (&entry.shape, end - start);
             return Err(format!("tensor \"{name}\" of shape {shape:?} does not fill its {bytes} bytes"));
         }
-        entries.insert(name, entry);
+        spans.push((start, end, name));
+    }
+    spans.sort_unstable();
+    let mut filled = 0;
+    for (start, end, name) in spans {
+        if start != filled {
+            let what = if start < filled { "overlaps with another" } else { "leaves a hole before it" };
+            return Err(format!("tensor \"{name}\" {what}: it begins at byte {start}, not {filled}"));
+        }
+        filled = end;
+    }
+    if filled < data {
+        return Err(format!("{} bytes follow its last tensor", data - filled));
     }
     Ok(entries)
+}
+
+/// A header as it is read: no tree of values first, and no name twice.
+struct Header(BTreeMap<String, Entry>);
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Header, D::Error> {
+        deserializer.deserialize_map(HeaderVisitor)
+    }
+}
+
+struct HeaderVisitor;
+
+impl<'de> Visitor<'de> for HeaderVisitor {
+    type Value = Header;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
+        let mut entries = BTreeMap::new();
+        while let Some(name) = map.next_key::<String>()? {
+            if name == "__metadata__" {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            }
+            let wrong = |error| A::Error::custom(format!("tensor \"{name}\": {error}"));
+            let entry = map.next_value::<Entry>().map_err(wrong)?;
+            if entries.contains_key(&name) {
+                return Err(A::Error::custom(format!("tensor \"{name}\" is there twice")));
+            }
+            entries.insert(name, entry);
+        }
+        Ok(Header(entries))
+    }
 }
 
 /// Bytes an element takes, for the number formats that are read.
@@ -283,7 +342,10 @@ fn width(dtype: &str) -> Option<usize> {
     }
 }
 
-fn converter(dtype: &str) -> Option<fn(&[u8]) -> f32> {
+/// Reads an element.
+type Convert = fn(&[u8]) -> f32;
+
+fn converter(dtype: &str) -> Option<Convert> {
     match dtype {
         "F32" => Some(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])),
         "F16" => Some(|bytes| f16::from_le_bytes([bytes[0], bytes[1]]).to_f32()),

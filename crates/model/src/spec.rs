@@ -140,6 +140,9 @@ pub enum Shape {
     Table { rows: usize, width: usize },
 }
 
+const MOST_LAYERS: usize = 1 << 10;
+const MOST_POSITIONS: usize = 1 << 20;
+
 impl Spec {
     /// Read a `config.json`. What this project cannot compute is refused here, by name.
     pub fn from_config(json: &str) -> Result<Spec, LoadError> {
@@ -165,8 +168,19 @@ impl Spec {
         let sizes =
             [self.layers, self.width, self.heads, self.kv_heads, self.head_dim, self.ffn, self.vocab];
         let small = |size: &usize| (1..=1 << 24).contains(size);
-        if !sizes.iter().chain([&self.max_positions]).all(small) {
+        let tables = [self.type_vocab, self.position_offset];
+        if !sizes.iter().all(small) || tables.iter().any(|size| *size > 1 << 24) {
             return Err(LoadError::Config("a size in config.json is 0 or absurdly large".into()));
+        }
+        // Of blocks there are names, and of positions rotary angles, before any weight is read.
+        for (what, count, most) in
+            [("blocks", self.layers, MOST_LAYERS), ("positions", self.max_positions, MOST_POSITIONS)]
+        {
+            if !(1..=most).contains(&count) {
+                return Err(LoadError::Config(format!(
+                    "config.json says {count} {what}; 1 to {most} are read"
+                )));
+            }
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
             let (heads, kv) = (self.heads, self.kv_heads);

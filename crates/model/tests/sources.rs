@@ -109,7 +109,10 @@ fn damage_is_named() {
     refused(change(&|entry| entry["shape"] = serde_json::json!([u64::MAX, u64::MAX])), "does not fill");
     refused(change(&|entry| entry["dtype"] = "I64".into()), "only F32, F16 and BF16");
     refused(change(&|entry| entry["shape"] = serde_json::json!([38, 24])), "shape");
-    let missing = with_header(&weights, |header| drop(header.remove(tensor)));
+    let missing = with_header(&weights, |header| {
+        let entry = header.remove(tensor).unwrap();
+        header.insert("another".to_owned(), entry);
+    });
     refused(load_bert(config.clone(), missing), tensor);
     refused(load_bert(config.clone(), weights[..weights.len() - 1].to_vec()), "claims the bytes");
     refused(load_bert(config.clone(), vec![255; 100]), "header claims");
@@ -120,6 +123,62 @@ fn damage_is_named() {
     let result = load_bert(config, wild);
     // The last tensor of the file may be the pooler, which is not read.
     assert!(result.is_ok() || result.unwrap_err().to_string().contains("not finite"));
+}
+
+/// A safetensors file of this header and so many bytes of tensors.
+fn file(header: &str, data: usize) -> Vec<u8> {
+    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &vec![0; data]].concat()
+}
+
+#[test]
+fn malformed_safetensors_are_refused_each_by_its_fault() {
+    let tensor = |name: &str, dtype: &str, shape: &str, begin: i64, end: i64| {
+        format!(r#""{name}":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{begin},{end}]}}"#)
+    };
+    let only = |dtype: &str, shape: &str, begin, end, data| {
+        file(&format!("{{{}}}", tensor("a", dtype, shape, begin, end)), data)
+    };
+    let first = tensor("a", "F32", "[2]", 0, 8);
+    let with =
+        |begin, end, data| file(&format!("{{{first},{}}}", tensor("b", "F32", "[2]", begin, end)), data);
+    let header = |len: u64| [&len.to_le_bytes()[..], b"{}"].concat();
+    let cases = [
+        ("a header longer than the file", header(100), "header claims"),
+        ("a header of 2^63 bytes", header(1 << 63), "header claims"),
+        ("no header", header(0), "no list of tensors"),
+        ("no object", file("[]", 0), "no list of tensors"),
+        ("negative offsets", only("F32", "[2]", -8, 0, 8), "-8"),
+        ("offsets in the wrong order", only("F32", "[2]", 8, 0, 8), "claims the bytes"),
+        ("offsets beyond the file", with(8, 16, 15), "claims the bytes"),
+        ("overlapping offsets", with(4, 12, 12), "overlaps"),
+        ("the same bytes twice", with(0, 8, 8), "overlaps"),
+        ("holed offsets", with(12, 20, 20), "leaves a hole"),
+        ("a hole at the start", only("F32", "[2]", 4, 12, 12), "leaves a hole"),
+        ("trailing bytes", with(8, 16, 17), "1 bytes follow"),
+        ("a name twice", file(&format!("{{{first},{first}}}"), 8), "twice"),
+        ("a shape that overflows", only("F16", "[9223372036854775807,2]", 0, 8, 8), "does not fill"),
+        ("a size that overflows", only("F32", "[4611686018427387906]", 0, 8, 8), "does not fill"),
+        ("a negative shape", only("F32", "[-2]", 0, 8, 8), "-2"),
+        ("text for a shape", only("F32", "\"2\"", 0, 8, 8), "tensor \"a\""),
+    ];
+    let (config, _) = bert();
+    for (case, bytes, part) in cases {
+        let error = load_bert(config.clone(), bytes).map(drop).unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, LoadError::Corrupt { .. }) && text.contains(part), "{case}: {text}");
+    }
+}
+
+#[test]
+fn a_configuration_takes_no_memory_that_its_weights_do_not_bear_out() {
+    let (config, weights) = bert();
+    let with = |from: &str, to: &str| load_bert(config.replace(from, to), weights.clone());
+    refused(with("\"hidden_size\": 24", "\"hidden_size\": 12582912"), "shape");
+    refused(with("\"vocab_size\": 67", "\"vocab_size\": 16777216"), "shape");
+    refused(with("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 16777216"), "blocks; 1 to 1024");
+    refused(with("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1000"), "no tensor");
+    let rank = PeftConfig::lora(1 << 40, 8.0, &["query"]);
+    refused(Model::load(&in_memory(config, weights), &mean_head(3), &rank, Seed(7)), "is above 24");
 }
 
 #[test]

@@ -8,6 +8,10 @@ use federation::Member;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;
 
+/// A server tells its devices the scenario, so it decides what resolving takes of their memory.
+const MOST_DEVICES: u32 = 100_000;
+const MOST_SHARES: f64 = 1e12;
+
 /// The `[fleet]` table of a scenario.
 ///
 /// ```toml
@@ -122,6 +126,10 @@ impl FleetConfig {
         if self.devices == 0 {
             return Err(ConfigError::new("fleet.devices", "is 0; at least one device is needed"));
         }
+        if self.devices > MOST_DEVICES {
+            let said = format!("is {}; at most {MOST_DEVICES} are simulated", self.devices);
+            return Err(ConfigError::new("fleet.devices", said));
+        }
         ConfigError::at_least("fleet.availability-period", self.availability_period, 1e-3)?;
         let mut fleet = Fleet {
             server: self
@@ -154,7 +162,12 @@ impl FleetConfig {
     /// One class name a device.
     fn deal(&self, seed: Seed) -> Result<Vec<&str>, ConfigError> {
         for (name, &share) in &self.profiles {
-            ConfigError::non_negative(&format!("fleet.profiles.{name}"), share)?;
+            let key = format!("fleet.profiles.{name}");
+            ConfigError::non_negative(&key, share)?;
+            if share > MOST_SHARES {
+                let said = format!("is {share}; shares are at most {MOST_SHARES}");
+                return Err(ConfigError::new(&key, said));
+            }
         }
         let total: f64 = self.profiles.values().sum();
         if total <= 0.0 {
@@ -166,7 +179,8 @@ impl FleetConfig {
             .collect();
         counts.sort_by(|a, b| b.2.total_cmp(&a.2));
         let mut names = Vec::with_capacity(self.devices as usize);
-        let left = self.devices as usize - counts.iter().map(|count| count.1).sum::<usize>();
+        let dealt: usize = counts.iter().map(|count| count.1).sum();
+        let left = (self.devices as usize).saturating_sub(dealt);
         for (rank, (name, count, _)) in counts.into_iter().enumerate() {
             names.extend(std::iter::repeat_n(name, count + usize::from(rank < left)));
         }
@@ -291,9 +305,14 @@ impl<'de> Deserialize<'de> for Bytes {
         }
         match Form::deserialize(deserializer)? {
             Form::Number(count) => Ok(Bytes(count)),
-            Form::Text(text) => parse_bytes(&text).map(Bytes).ok_or_else(|| {
-                serde::de::Error::custom(format!("\"{text}\" is no size: write \"512 MB\" or \"4 GiB\""))
-            }),
+            // TOML has no larger integers, and resolved scenarios are written as TOML.
+            Form::Text(text) => {
+                parse_bytes(&text).filter(|b| i64::try_from(*b).is_ok()).map(Bytes).ok_or_else(|| {
+                    serde::de::Error::custom(format!(
+                        "\"{text}\" is no size: write \"512 MB\" or \"4 GiB\""
+                    ))
+                })
+            }
         }
     }
 }

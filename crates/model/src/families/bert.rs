@@ -21,7 +21,7 @@ pub static BERT: Family = Family {
 pub static ROBERTA: Family = Family {
     model_type: "roberta",
     prefix: "roberta.",
-    parse: |config| parse(config, &ROBERTA, config.size_or("pad_token_id", 1)? + 1),
+    parse: |config| parse(config, &ROBERTA, config.size_or("pad_token_id", 1)?.saturating_add(1)),
     ..BERT
 };
 

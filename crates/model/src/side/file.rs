@@ -74,11 +74,11 @@ pub fn load(dir: &Path) -> Result<(SideCard, SideNetwork, Vec<f32>), LoadError> 
     let text = std::fs::read_to_string(&path).map_err(LoadError::io(&path))?;
     let bad = |what: String| LoadError::Config(format!("{}: {what}", path.display()));
     let card: SideCard = serde_json::from_str(&text).map_err(|error| bad(error.to_string()))?;
-    let network = SideNetwork::new(card.network.clone()).map_err(bad)?;
     let complete = card.layers.iter().all(|layers| layers.len() == card.network.taps);
     if !complete || card.layers.len() != card.network.backbones.len() {
         return Err(bad("it does not say of every backbone which layers are tapped".into()));
     }
+    let network = SideNetwork::new(card.network.clone()).map_err(bad)?;
     let path = dir.join(WEIGHTS_FILE);
     let bytes = std::fs::read(&path).map_err(LoadError::io(&path))?;
     let file = path.display().to_string();

@@ -6,6 +6,5 @@ mod client;
 mod crowd;
 mod floods;
 mod loopback;
-mod mangle;
 mod proxy;
 mod stage;
