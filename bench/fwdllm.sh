@@ -51,6 +51,10 @@ run agnews-fedsgd agnews-fwdllm --set cohort.fraction-train=0.1 --set run.num-se
     --set 'method={name="fedsgd"}'
 run agnews-fedavg agnews-fwdllm --set cohort.fraction-train=0.1 --set run.num-server-rounds=20 \
     --set 'method={name="fedavg-lora"}' --set train.local_epochs=1
+# The whole model by backpropagation, twenty phones a round.
+run agnews-full agnews-fwdllm --set cohort.fraction-train=0.02 --set run.num-server-rounds=10 \
+    --set 'method={name="fedavg-lora"}' --set 'peft={kind="full"}' --set train.optim=adamw \
+    --set train.learning_rate=1e-4 --set train.local_epochs=1 --set train.eval_every=10
 # The paper's way of sending them.
 run agnews-head-dense agnews-fwdllm $head --set method.uplink=dense
 

@@ -453,6 +453,9 @@ impl<S: Side> Coordinator<S> {
         match decode(snapshot) {
             Ok(state) => {
                 self.state = state;
+                if memory == Memory::Lost {
+                    self.state.roster.begin_anew(turn.now);
+                }
                 self.state.roster.rebuild();
                 self.state.side.restored(memory, &self.bench);
                 self.state.jobs.restart(&self.bench, turn.fx);

@@ -151,6 +151,12 @@ impl Link {
         fx.sends.push((to, data.seal()));
     }
 
+    /// This process began anew, and what the former one had handed to the network may have gone with it: every letter on
+    /// its way is due now, however patient its size would be.
+    pub fn begin_anew(&mut self, now: Time) {
+        self.outbox.iter_mut().take(self.flying).for_each(|posted| posted.due = now);
+    }
+
     /// When the oldest letter is to be repeated.
     pub fn due(&self) -> Option<Time> {
         self.outbox.front().filter(|_| self.flying > 0).map(|head| head.due)
@@ -243,6 +249,25 @@ fn learn(slack: f64, took: f64, repeats: u32) -> f64 {
 mod tests {
     use super::*;
     use base::{Blob, SERVER};
+
+    #[test]
+    fn a_new_process_repeats_a_large_letter_at_once_and_then_is_as_patient_as_before() {
+        let (mut link, mut fx) = (Link::new(0, 1e6), Effects::default());
+        link.post(letter(1, 100_000_000));
+        link.post(letter(1, 1));
+        link.flush(Time::ZERO, SERVER, &mut fx);
+        let now = Time::ZERO.after(7.0);
+        link.repeat(now, SERVER, &mut fx);
+        assert_eq!(fx.sends.len(), 2, "its time is not up");
+        link.begin_anew(now);
+        assert_eq!(link.due(), Some(now));
+        link.repeat(now, SERVER, &mut fx);
+        assert_eq!(fx.sends.len(), 3);
+        assert!(link.due().unwrap().seconds() > 200.0);
+        // What flew behind it is due as soon as it is the oldest.
+        link.acknowledge(now, 1).unwrap();
+        assert_eq!(link.due(), Some(now));
+    }
 
     fn letter(round: u32, bytes: usize) -> Letter {
         Letter::said(round, &Blob(vec![0; bytes].into()))

@@ -145,6 +145,11 @@ impl Roster {
         self.dues.first().map(|(due, _)| *due)
     }
 
+    /// This process began anew: what was on its way is sent again.
+    pub fn begin_anew(&mut self, now: Time) {
+        self.members.values_mut().for_each(|entry| entry.link.begin_anew(now));
+    }
+
     /// After a restore: the index is not part of a snapshot.
     pub fn rebuild(&mut self) {
         let dues: Vec<_> =

@@ -246,6 +246,9 @@ impl<S: Side> Worker<S> {
         match decode(snapshot) {
             Ok(state) => {
                 self.state = state;
+                if memory == Memory::Lost {
+                    self.state.link.begin_anew(now);
+                }
                 self.state.side.restored(memory, &self.bench);
                 self.state.jobs.restart(&self.bench, fx);
             }
