@@ -147,7 +147,8 @@ const DIGITS: usize = 32;
 impl Token {
     /// Read a token, or say that it is none.
     pub fn parse(text: &str) -> Result<Token, NoToken> {
-        let parts: Vec<&str> = text.trim().split('.').collect();
+        // One part too many is enough to see that it is none.
+        let parts: Vec<&str> = text.trim().splitn(5, '.').collect();
         let [TOKEN_TAG, node, secret, authority] = parts[..] else { return Err(NoToken) };
         let plain = |part: &str| part.len() == DIGITS && part.bytes().all(|byte| byte.is_ascii_hexdigit());
         let node = node.parse().map_err(|_| NoToken)?;
