@@ -51,9 +51,10 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// The rows a device holds.
+    /// The rows a device holds; none for a node that is no device of this fleet, of which a damaged snapshot may speak.
     pub fn shard(&self, node: Node) -> &[u32] {
-        &self.work.shards[node.0 as usize - 1]
+        let shard = (node.0 as usize).checked_sub(1).and_then(|index| self.work.shards.get(index));
+        shard.map_or(&[], |rows| rows)
     }
 
     /// How many parameters are trained.
