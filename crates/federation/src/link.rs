@@ -152,9 +152,11 @@ impl Link {
     }
 
     /// This process began anew, and what the former one had handed to the network may have gone with it: every letter on
-    /// its way is due now, however patient its size would be.
+    /// its way is due at the next instant, however patient its size would be. Not in this turn, whose effects are
+    /// those of the past and are dropped.
     pub fn begin_anew(&mut self, now: Time) {
-        self.outbox.iter_mut().take(self.flying).for_each(|posted| posted.due = now);
+        let due = Time(now.0.saturating_add(1));
+        self.outbox.iter_mut().take(self.flying).for_each(|posted| posted.due = due);
     }
 
     /// When the oldest letter is to be repeated.
@@ -260,13 +262,15 @@ mod tests {
         link.repeat(now, SERVER, &mut fx);
         assert_eq!(fx.sends.len(), 2, "its time is not up");
         link.begin_anew(now);
-        assert_eq!(link.due(), Some(now));
         link.repeat(now, SERVER, &mut fx);
+        assert_eq!(fx.sends.len(), 2, "effects of this turn are dropped");
+        let next = link.due().unwrap();
+        link.repeat(next, SERVER, &mut fx);
         assert_eq!(fx.sends.len(), 3);
         assert!(link.due().unwrap().seconds() > 200.0);
         // What flew behind it is due as soon as it is the oldest.
-        link.acknowledge(now, 1).unwrap();
-        assert_eq!(link.due(), Some(now));
+        link.acknowledge(next, 1).unwrap();
+        assert_eq!(link.due(), Some(next));
     }
 
     fn letter(round: u32, bytes: usize) -> Letter {

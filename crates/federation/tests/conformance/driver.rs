@@ -58,7 +58,7 @@ impl Scene {
         Scene { seed, devices, plan, weather, job_bytes: 10, memory_bytes: 100, poisoned: None }
     }
 
-    fn build(&self, node: Node) -> Box<dyn Machine> {
+    pub fn build(&self, node: Node) -> Box<dyn Machine> {
         if node == SERVER {
             let side = Server::new(self.devices, self.poisoned);
             let seed = Seed(self.seed).child("federation", 0);

@@ -6,9 +6,9 @@ extern crate undertone_federation as federation;
 mod basis;
 mod driver;
 
-use base::{Node, Seed};
+use base::{Node, SERVER, Seed, Time};
 use driver::{Outcome, Scene, Weather};
-use federation::{Acceptance, CohortConfig, Fact, Pace, Status};
+use federation::{Acceptance, CohortConfig, Durable, Effects, Fact, Input, Pace, Status};
 use std::collections::BTreeSet;
 
 const SEEDS: u64 = 500;
@@ -100,6 +100,24 @@ fn with_deadlines_and_losses_each_counted_update_is_counted_once_and_the_log_rep
         assert_eq!(Acceptance::from_records(&replayed.records), log, "seed {seed}");
     }
     assert!(lost > SEEDS as usize, "only {lost} devices were lost");
+}
+
+#[test]
+fn a_server_that_begins_anew_repeats_at_once_what_was_on_its_way() {
+    let scene = Scene::calm(1, 1, 1, CohortConfig::default());
+    let (mut server, mut device) = (Durable::new(scene.build(SERVER)), scene.build(Node(1)));
+    let (mut said, mut sent) = (Effects::default(), Effects::default());
+    device.handle(Time(0), Input::Start, &mut said);
+    device.handle(Time(1), Input::Timer, &mut said);
+    server.handle(Time(0), Input::Start, &mut sent);
+    for (_, packet) in said.sends {
+        server.handle(Time(2), Input::Message { from: Node(1), packet }, &mut sent);
+    }
+    let largest = sent.sends.iter().max_by_key(|(_, packet)| packet.wire_len()).unwrap();
+    let mut revived = Durable::revive(server.kill(), || scene.build(SERVER)).durable;
+    let mut again = Effects::default();
+    revived.handle(Time(3), Input::Timer, &mut again);
+    assert!(again.sends.contains(largest), "the round's beginning is told again");
 }
 
 #[test]
