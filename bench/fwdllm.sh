@@ -45,8 +45,9 @@ run agnews-head agnews-fwdllm $head
 run agnews-head-dirichlet agnews-fwdllm $head $dirichlet
 run agnews-closed-form agnews-fwdllm
 run agnews-closed-form-dirichlet agnews-fwdllm $dirichlet
-# The same phones with their CPU, and by backpropagation.
+# The same on phones that only infer, on their CPU and on their NPU, and by backpropagation.
 run agnews-head-cpu agnews-fwdllm $head --set 'fleet.profiles={"pixel-7-pro-forward-cpu"=1}'
+run agnews-head-npu agnews-fwdllm $head --set 'fleet.profiles={"pixel-7-pro-forward-npu"=1}'
 run agnews-fedsgd agnews-fwdllm --set cohort.fraction-train=0.1 --set run.num-server-rounds=20 \
     --set 'method={name="fedsgd"}'
 run agnews-fedavg agnews-fwdllm --set cohort.fraction-train=0.1 --set run.num-server-rounds=20 \
@@ -54,7 +55,7 @@ run agnews-fedavg agnews-fwdllm --set cohort.fraction-train=0.1 --set run.num-se
 # The whole model by backpropagation, twenty phones a round.
 run agnews-full agnews-fwdllm --set cohort.fraction-train=0.02 --set run.num-server-rounds=10 \
     --set 'method={name="fedavg-lora"}' --set 'peft={kind="full"}' --set train.optim=adamw \
-    --set train.learning_rate=1e-4 --set train.local_epochs=1 --set train.eval_every=10
+    --set train.learning_rate=5e-4 --set train.local_epochs=1 --set train.eval_every=5
 # The paper's way of sending them.
 run agnews-head-dense agnews-fwdllm $head --set method.uplink=dense
 

@@ -32,12 +32,11 @@ run sl 3 --set method.name=sl
 run sfl 3 --set method.name=sfl
 run split-lora-int8 3 --set method.traffic=int8
 
-# What the two blocks of a device do while the server's four learn. An estimate of a gradient bears longer steps than
-# the gradient: what each changes is small beside its noise.
+# What the two blocks of a device do while the server's four learn.
 for rounds in 3 6; do
-    run backward-$rounds $rounds --set method.cut=2
-    run frozen-$rounds $rounds --set method.cut=2 --set method.backward=frozen
+    for half in backward frozen forward-gradient; do
+        run $half-$rounds $rounds --set method.cut=2 --set method.backward=$half
+    done
 done
-run forward-gradient-3 3 --set method.cut=2 --set method.backward=forward-gradient
-run forward-gradient-6 6 --set method.cut=2 --set method.backward=forward-gradient \
+run forward-gradient-6-rate-10 6 --set method.cut=2 --set method.backward=forward-gradient \
     --set method.forward_gradient.rate=10.0

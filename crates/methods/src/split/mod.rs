@@ -397,6 +397,13 @@ impl<R: Row> Method for Split<R> {
         self.seats.terms(node).map(|terms| terms.to_string())
     }
 
+    fn notes(&self) -> Vec<String> {
+        let estimates = |terms: &Terms| terms.half == Half::ForwardGradient;
+        let terms = self.seats.terms_of_all().map(|(_, terms)| terms).filter(estimates);
+        let most = terms.max_by_key(Terms::cut);
+        most.map(|terms| tangents::note(&self.lab, &self.options, &terms)).into_iter().collect()
+    }
+
     fn server_quote(&self) -> Option<ServerQuote> {
         Some(self.bench.quote(&self.seats))
     }

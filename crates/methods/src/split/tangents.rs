@@ -53,6 +53,25 @@ impl ForwardGradient {
     }
 }
 
+/// What a reader must know of estimates on these terms: by how much their noise exceeds what they estimate.
+pub fn note(lab: &Lab, options: &Options, terms: &Terms) -> String {
+    let (layout, config) = (&lab.work.model.layout, options.forward_gradient);
+    let moved = |site: &Site| match site.kind {
+        SiteKind::LoraA => 0,
+        SiteKind::LoraB => site.rows * site.cols.min(config.rank.max(1) as usize),
+        _ => site.rows * site.cols,
+    };
+    let below = layout.sites.iter().filter(|site| site.range().end <= layout.cut(terms.cut()));
+    let parameters: usize = below.map(moved).sum();
+    let batch = lab.work.recipe.per_device_train_batch_size.get();
+    let derivatives = batch * config.perturbations.max(1) as usize;
+    format!(
+        "forward gradients estimate {parameters} parameters from {derivatives} derivatives a step: about {:.0} times as \
+         much noise as gradient, which helps while gradients are large and costs once they are small",
+        (parameters as f64 / derivatives as f64).max(1.0)
+    )
+}
+
 /// A step of the device's half from the gradient of its activations.
 pub fn step(
     lab: &Lab,
