@@ -31,8 +31,9 @@ const TEXTS: [(&str, &str); 8] = [
     ("a.tsv", "sentence1\tsentence2\tlabel\na\tb\tyes\nc\td\tno\n"),
 ];
 
-/// What a reader holds at once beside its rows: a few buffers of 64 KiB.
-const ROOM: Room = Room { bytes: 1 << 20, factor: 128 };
+/// What a reader holds at once beside its rows: a few buffers of 64 KiB, and the names of the classes up to the largest
+/// number that stands for one, of which there may be 65,536.
+const ROOM: Room = Room { bytes: 16 << 20, factor: 128 };
 /// A packed file may come to 4 MiB, and to 200 times its size beyond that; a row as small as it can be takes
 /// ten times its text.
 const PACKED_ROOM: Room = Room { bytes: 48 << 20, factor: 2000 };
