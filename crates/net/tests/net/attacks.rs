@@ -235,7 +235,12 @@ fn uploads_resume_where_they_were_cut_and_nowhere_else() {
     assert_eq!(patch(100, &[&content[100..], &[0]].concat()).short(), (413, "too-large"));
     let said = patch(100, &vec![0; CHUNK_BYTES as usize + 1]);
     assert!([(413, "too-large"), CUT].contains(&said.short()), "{said:?}");
-    assert_eq!(patch(100, &content[99..content.len() - 1]).short(), (422, "wrong-content"));
+    let mut said = patch(100, &content[99..content.len() - 1]);
+    if said.short() == CUT {
+        // The connection, whose last body was not read to its end, was closed under this request.
+        said = patch(100, &content[99..content.len() - 1]);
+    }
+    assert_eq!(said.short(), (422, "wrong-content"));
     let head = device.raw("HEAD", &path, &[(LENGTH, &length)], b"").unwrap();
     assert_eq!(head.offset, Some(0), "a content that is not its address's is forgotten");
     let mut patch = |offset: usize, piece: &[u8]| {
