@@ -3,7 +3,7 @@
 use crate::blobs::Partial;
 use crate::device::DeviceNews;
 use crate::device::channel::{Answer, Channel, ChannelError, Url};
-use crate::device::download::{download, wrong_content};
+use crate::device::download::{download, failed, wrong_content};
 use crate::device::persistence::{Patience, Persistence};
 use crate::envelope::{Beside, Envelope, Packed, take};
 use crate::host::Mail;
@@ -212,8 +212,7 @@ impl Courier {
     async fn download(&self, channel: &mut Channel, part: Beside) -> Result<Bytes, ChannelError> {
         let partial = Partial::new(self.downloads.join(part.address.to_string()), part);
         download(channel, part, &partial, u64::MAX).await?;
-        let content = partial.take().map_err(|error| ChannelError::Answer(error.to_string()))?;
-        content.ok_or_else(wrong_content)
+        partial.take().map_err(failed)?.ok_or_else(wrong_content)
     }
 
     // ---- To the server

@@ -45,7 +45,7 @@ pub async fn download(
 }
 
 /// For `map_err`: something about files went wrong.
-fn failed(error: impl Display) -> ChannelError {
+pub fn failed(error: impl Display) -> ChannelError {
     ChannelError::Answer(error.to_string())
 }
 
@@ -82,16 +82,14 @@ impl Fetcher {
         let partial = Partial::new(path.with_added_extension("partial"), part);
         let Fetcher { runtime, channel, patience, node } = self;
         loop {
-            let brought =
-                |channel: &mut Channel| runtime.block_on(download(channel, part, &partial, AT_ONCE));
-            persevere((*patience, *node), news, interrupt, || {
-                brought(channel)?;
+            let whole = persevere((*patience, *node), news, interrupt, || {
+                runtime.block_on(download(channel, part, &partial, AT_ONCE))?;
                 if partial.offset() < part.len {
-                    return Ok(());
+                    return Ok(false);
                 }
-                if partial.settle(path).map_err(failed)? { Ok(()) } else { Err(wrong_content()) }
+                if partial.settle(path).map_err(failed)? { Ok(true) } else { Err(wrong_content()) }
             })?;
-            if path.exists() {
+            if whole {
                 return Ok(());
             }
         }
