@@ -1,14 +1,17 @@
 //! What every method of the list keeps, whatever it computes: a new method is tested by being listed.
 
+#[path = "support/unequal.rs"]
+mod unequal;
+
 use base::{Blob, Node, SERVER, Seed};
 use data::{Encoded, Target};
 use federation::{Acceptance, CohortConfig, Fact, Member, Pace, Plan, Record, Status};
 use model::{Model, PeftConfig, Pooling, Source, Task};
 use sim::{Ended, FaultsConfig, Output, SimConfig};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use undertone_methods::{Assembly, Entry, Keep, METHODS, Setup, TrainConfig, Workload};
+use unequal::unequal;
 
 const DEVICES: u32 = 5;
 const ROUNDS: u32 = 3;
@@ -30,35 +33,15 @@ fn workload() -> Workload {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/bert");
     let task = Task::Classification { classes: 3, pooling: Pooling::Mean, squash: Some(3.0) };
     let peft = PeftConfig::lora(2, 4.0, &["query", "value"]);
-    let (model, theta) = Model::load(&Source::Directory(directory), &task, &peft, Seed(1)).unwrap();
+    let loaded = Model::load(&Source::Directory(directory), &task, &peft, Seed(1)).unwrap();
     let mut draw = Seed(2).stream();
-    let mut rows = |count: u32| -> Arc<[Encoded]> {
-        let row = |_| {
-            let ids = (0..3 + draw.below(9)).map(|_| draw.below(60) as u32).collect();
-            Encoded::whole(ids, Target::Class(draw.below(3) as u32))
-        };
-        (0..count).map(row).collect()
-    };
-    let mut shards = Vec::new();
-    let mut next = 0;
-    for device in 1..=DEVICES {
-        shards.push((next..next + 8 * device).collect());
-        next += 8 * device;
-    }
-    Workload {
-        model: Arc::new(model),
-        initial: Blob::from_f32(&theta),
-        train: rows(next),
-        shards: shards.into(),
-        test: rows(20),
-        owners: Arc::default(),
-        recipe: TrainConfig {
-            per_device_train_batch_size: 7.try_into().unwrap(),
-            ..TrainConfig::default()
-        },
-        threads: 1,
-        others: Arc::default(),
-    }
+    let work = unequal(loaded, DEVICES, 8, 20, || {
+        let ids = (0..3 + draw.below(9)).map(|_| draw.below(60) as u32).collect();
+        Encoded::whole(ids, Target::Class(draw.below(3) as u32))
+    });
+    let recipe =
+        TrainConfig { per_device_train_batch_size: 7.try_into().unwrap(), ..TrainConfig::default() };
+    Workload { recipe, ..work }
 }
 
 fn assemble(entry: &Entry, cohort: CohortConfig, replay: Option<Acceptance>) -> Assembly {
